@@ -1,0 +1,100 @@
+"""The `wharf` command: finds the module of a step, runs it, and is the one place that exits.
+
+A step module offers `arguments(parser)` and `main(workspace, options) -> int`.
+Only the module of the chosen step is imported: `wharf status` must not wait for scikit-learn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+
+from ci.console import paint, say
+from ci.errors import Mistake, WharfError, did_you_mean
+from ci.workspace import find
+
+# command: (module, what `wharf --help` says), in the order of the loop
+COMMANDS = {
+    "up": ("ci.up", "start the local platform and carry the models through the loop"),
+    "down": ("ci.down", "stop all that `up` started"),
+    "new": ("ci.new", "make the directory of a new model"),
+    "train": ("ci.train", "train a model and record the run in MLflow"),
+    "gate": ("ci.gate", "check a run on held-out data and write the evidence"),
+    "register": ("ci.registry", "make a gated run an exact version"),
+    "build": ("ci.build", "build the bento of a version"),
+    "promote": ("ci.promote", "release a version to an environment, as a commit"),
+    "rollback": ("ci.rollback", "restore the previous release, as a commit"),
+    "ship": ("ci.ship", "train, gate, register, build and promote to the first environment"),
+    "render": ("ci.render", "write the manifests that follow from the releases"),
+    "validate": ("ci.validate", "check the repository as the pull-request check does"),
+    "status": ("ci.status", "show what runs where: version, sync, health, address"),
+    "monitor": ("ci.monitor", "compare live traffic with the training data"),
+    "label": ("ci.label", "add the labels that came later to the prediction log"),
+    "retrain": ("ci.retrain", "check the triggers, train on newer data, propose the challenger"),
+    "lineage": ("ci.lineage", "follow a release back to its commit, data, run and evidence"),
+    "history": ("ci.history", "show what ran when and who promoted it"),
+    "logs": ("ci.logs", "show the log of a model's service"),
+    "ui": ("ci.ui", "write the page with every model, its versions, drift and links"),
+    "demo": ("ci.demo", "send shifted traffic and watch a challenger be proposed"),
+}
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name.ljust(width)}  {summary}" for name, (_, summary) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: wharf COMMAND [options]",
+            "",
+            *lines,
+            "",
+            "`wharf COMMAND --help` shows the options of one.",
+            "Exit codes: 0 done, 1 crash, 2 mistake in the input, 3 a check said no, 4 something is unreachable.",
+        ]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code (see `ci.errors`)."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in {"-h", "--help", "help"}:
+        print(_usage())
+        return 0
+    try:
+        return _run(words[0], words[1:])
+    except WharfError as error:
+        for line in error.lines:
+            say(f"{paint('ERROR', 'red', sys.stderr)}  {line}")
+        if error.tip:
+            say(f"{paint('TIP', 'yellow', sys.stderr)}    {error.tip}")
+        return error.exit_code
+    except KeyboardInterrupt:
+        say("stopped")
+        return 130
+    except BrokenPipeError:
+        return 0
+    except Exception as error:
+        with tempfile.NamedTemporaryFile("w", prefix="wharf-crash-", suffix=".txt", delete=False) as report:
+            traceback.print_exc(file=report)
+        say(f"{paint('CRASH', 'red', sys.stderr)}  {type(error).__name__}: {error}")
+        say(f"{paint('TIP', 'yellow', sys.stderr)}    this is a bug in Modelwharf; the traceback is in {report.name}")
+        return 1
+
+
+def _run(command: str, words: list[str]) -> int:
+    if command not in COMMANDS:
+        raise Mistake(f"no command '{command}'{did_you_mean(command, COMMANDS)}", tip="see `wharf --help`")
+    module_name, summary = COMMANDS[command]
+    module = importlib.import_module(module_name)
+    parser = argparse.ArgumentParser(prog=f"wharf {command}", description=f"{summary[0].upper()}{summary[1:]}.")
+    module.arguments(parser)
+    options = parser.parse_args(words)
+    return int(module.main(find(), options))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
