@@ -1,0 +1,54 @@
+# The commands a newcomer needs. All of them install what they need first.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+# uv installs the locked environment. Where it is missing, a pinned one goes into .venv, beside what it installs.
+UV_VERSION := 0.13.8
+PYTHON ?= $(firstword $(shell for p in python3.13 python3.12 python3.11 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p; done))
+UV := $(shell command -v uv 2>/dev/null || echo .venv/bin/uv)
+WHARF := .venv/bin/wharf
+SYNC := VIRTUAL_ENV= $(UV) sync --frozen --inexact --quiet
+
+.PHONY: help up down clean demo test check fmt bench
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+
+up: .venv/ready ## start the local platform and carry the models through the loop
+	@$(WHARF) up
+
+down: ## stop all that `make up` started
+	@test ! -x $(WHARF) || $(WHARF) down
+
+clean: ## stop everything and forget the local state (.wharf)
+	@test ! -x $(WHARF) || $(WHARF) down --clean
+
+demo: .venv/ready ## send shifted traffic, find the drift, propose a challenger
+	@$(WHARF) demo
+
+test: .venv/ready-dev ## run all tests that need no root and no cluster
+	@.venv/bin/pytest -n 2 --dist loadgroup -m 'not cluster'
+
+check: .venv/ready-dev ## format, lint and types
+	@.venv/bin/ruff format --check --quiet . && .venv/bin/ruff check --quiet . && .venv/bin/pyright --level error
+
+fmt: .venv/ready-dev ## format and mend what can be mended
+	@.venv/bin/ruff format --quiet . && .venv/bin/ruff check --fix --quiet .
+
+bench: .venv/ready-dev ## print the figures of docs/benchmarks.md (about ten minutes)
+	@.venv/bin/python -m tests.bench
+
+.venv/uv: Makefile
+	@test -n "$(PYTHON)" || { echo 'ERROR  no Python 3.11 or newer on the PATH' >&2; \
+		echo 'TIP    install one, or name it: make up PYTHON=/path/to/python3' >&2; exit 2; }
+	@command -v uv >/dev/null || { test -x .venv/bin/uv || { echo '  installing uv $(UV_VERSION)' >&2; \
+		$(PYTHON) -m venv .venv && .venv/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION); }; }
+	@mkdir -p .venv && touch $@
+
+.venv/ready: .venv/uv pyproject.toml uv.lock
+	@echo '  installing the locked environment' >&2; begun=$$SECONDS; $(SYNC) && touch $@ && \
+		echo "  ✓ environment  $$((SECONDS - begun))s" >&2
+
+.venv/ready-dev: .venv/ready
+	@$(SYNC) --group dev && touch $@
