@@ -39,14 +39,11 @@ fmt: .venv/ready-dev ## format and mend what can be mended
 bench: .venv/ready-dev ## print the figures of docs/benchmarks.md (about ten minutes)
 	@.venv/bin/python -m tests.bench
 
-.venv/uv: Makefile
+.venv/ready: pyproject.toml uv.lock
 	@test -n "$(PYTHON)" || { echo 'ERROR  no Python 3.11 or newer on the PATH' >&2; \
 		echo 'TIP    install one, or name it: make up PYTHON=/path/to/python3' >&2; exit 2; }
-	@command -v uv >/dev/null || { test -x .venv/bin/uv || { echo '  installing uv $(UV_VERSION)' >&2; \
-		$(PYTHON) -m venv .venv && .venv/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION); }; }
-	@mkdir -p .venv && touch $@
-
-.venv/ready: .venv/uv pyproject.toml uv.lock
+	@command -v uv >/dev/null || test -x .venv/bin/uv || { echo '  installing uv $(UV_VERSION)' >&2; \
+		$(PYTHON) -m venv .venv && .venv/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION); }
 	@echo '  installing the locked environment' >&2; begun=$$SECONDS; $(SYNC) && touch $@ && \
 		echo "  ✓ environment  $$((SECONDS - begun))s" >&2
 
