@@ -72,10 +72,12 @@ class Environment(Strict):
     target_cpu_percent: Annotated[int, Field(ge=10, le=95)] = 70
     cpu_burst: Annotated[float, Field(ge=1, le=16)] = 2.0  # the cpu limit as a multiple of what model.yaml asks for
     prediction_log: Annotated[str, Field(pattern=r"^[1-9][0-9]*(Mi|Gi)$")] = "1Gi"
-    ingress_namespaces: list[DnsLabel] = []  # who may call the models, besides pods of the same namespace
+    ingress_namespaces: list[DnsLabel] = Field(
+        default=[]
+    )  # who may call the models, besides pods of the same namespace
     monitoring_namespace: DnsLabel = "monitoring"
-    node_selector: dict[str, str] = {}
-    tolerations: list[Toleration] = []
+    node_selector: dict[str, str] = Field(default={})
+    tolerations: list[Toleration] = Field(default=[])
 
     @model_validator(mode="after")
     def _possible(self) -> Environment:
