@@ -1,0 +1,25 @@
+"""Breast Cancer Wisconsin (Diagnostic): 569 rows that ship with scikit-learn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+from sklearn.datasets import load_breast_cancer
+
+
+def load(source: Path | None) -> pd.DataFrame:
+    """Return 30 float columns by their schema names and `diagnosis`: 0 benign, 1 malignant.
+
+    `source`: None for the built-in data, or a CSV file with these columns (diagnosis as 0/1 or as class name).
+    """
+    if source is not None:
+        frame = pd.read_csv(source)
+        if "diagnosis" in frame:
+            frame["diagnosis"] = frame["diagnosis"].replace({"benign": 0, "malignant": 1})
+        return frame
+    bundle = load_breast_cancer(as_frame=True)
+    frame = bundle.data.rename(columns=lambda name: name.replace(" ", "_"))
+    # scikit-learn counts benign as 1; here the positive class is the one that must not be missed.
+    frame["diagnosis"] = 1 - bundle.target
+    return frame
