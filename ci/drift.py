@@ -34,11 +34,15 @@ SEED = 20_061
 
 @dataclass(frozen=True)
 class Feature:
-    """What to compare in one column; `levels` is the number of categories, coded 0 … levels-1, None for a number."""
+    """What to compare in one column.
+
+    `threshold` None measures without judging; `levels` is the number of categories, coded 0 … levels-1, None for a
+    number.
+    """
 
     name: str
     method: Method
-    threshold: float
+    threshold: float | None
     levels: int | None = None
 
 
@@ -52,7 +56,7 @@ class FeatureDrift:
 
     feature: str
     method: Method
-    threshold: float
+    threshold: float | None
     effect: float | None
     p_value: float | None
     drifted: bool
@@ -95,7 +99,7 @@ def _judge(
     rows_a, rows_b = len(present_a), len(present_b)
     effect: float | None = None
     p_value: float | None = None
-    note = ""
+    drifted, note = False, ""
     if min(rows_a, rows_b) < min_rows:
         side, rows = ("reference", rows_a) if rows_a < min_rows else ("window", rows_b)
         note = f"not judged: {rows} values in the {side}, {min_rows} are needed"
@@ -104,7 +108,9 @@ def _judge(
             present_a = _sampled(present_a, len(a), picks[0], seed)
             present_b = _sampled(present_b, len(b), picks[1], seed + 1)
         effect, p_value = effect_size(feature, present_a, present_b)
-        if effect > feature.threshold and p_value >= ALPHA:
+        beyond = feature.threshold is not None and effect > feature.threshold
+        drifted = beyond and p_value < ALPHA
+        if beyond and not drifted:
             note = f"above the threshold, but chance explains it (p = {p_value:.2g}): too few rows"
     return FeatureDrift(
         feature=feature.name,
@@ -112,7 +118,7 @@ def _judge(
         threshold=feature.threshold,
         effect=effect,
         p_value=p_value,
-        drifted=effect is not None and p_value is not None and effect > feature.threshold and p_value < ALPHA,
+        drifted=drifted,
         reference_rows=rows_a,
         current_rows=rows_b,
         reference_missing=1 - rows_a / len(a) if len(a) else 0.0,

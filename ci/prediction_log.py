@@ -193,6 +193,22 @@ def _coded(codes: dict[str, int] | None, value: Any) -> Any:
     return codes.get(value, -1) if codes is not None and isinstance(value, str) else value
 
 
+def sizes(folder: Path, ids: set[str]) -> dict[str, int]:
+    """Return how many rows were answered in each request of `ids` that is in the log."""
+    found: dict[str, int] = {}
+    for path in folder.glob("*.jsonl"):
+        for lines in _blocks(path):
+            for line in lines:
+                try:
+                    entry = orjson.loads(line)
+                    name, predictions = str(entry["id"]), entry.get("predictions")
+                except (ValueError, TypeError, KeyError, AttributeError):
+                    continue  # `read` counts these
+                if predictions is not None and name in ids:
+                    found[name] = len(predictions)
+    return found
+
+
 @dataclass(frozen=True)
 class Labels:
     """Labels by (request id, row); of a ranking model a row has several, of others the newest counts."""
