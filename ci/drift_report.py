@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from html import escape
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ci import svg
+from ci import charts, html
 from ci.files import write_atomic
 from ci.workspace import Workspace
 
@@ -42,10 +42,10 @@ def write(workspace: Workspace, report: DriftReport, samples: Sequence[Sample]) 
     stem = "monitor-" + report.created.replace(":", "").replace("-", "").replace("+0000", "Z")
     report = replace(report, path=str((folder / f"{stem}.html").relative_to(workspace.root)))
     document = json.dumps(asdict(report), indent=2, allow_nan=False) + "\n"
-    html = page(report, samples)
+    shown = page(report, samples)
     for name in (stem, "latest"):
         write_atomic(folder / f"{name}.json", document)
-        write_atomic(folder / f"{name}.html", html)
+        write_atomic(folder / f"{name}.html", shown)
     write_atomic(folder / "metrics.prom", prometheus(report))
     return report
 
@@ -110,8 +110,6 @@ def _of(found: FeatureDrift) -> dict[str, str]:
 
 
 def _seconds(iso: str) -> float:
-    from datetime import datetime
-
     return datetime.fromisoformat(iso).timestamp()
 
 
@@ -131,77 +129,111 @@ def page(report: DriftReport, samples: Sequence[Sample]) -> str:
     from ci.monitor import by_effect
 
     ordered = by_effect([*report.features, *report.predictions])
-    service, performance = report.service, report.performance
-    verdict = f"{len(report.alerts)} alerts" if report.alerts else "No alert"
-    facts = [
-        ("window", f"{report.since} to {report.until}"),
-        ("rows", f"{report.rows} in {service.requests} requests"),
-        ("errors", f"{service.failed} failed ({service.error_rate:.2%}), {service.refused} refused"),
-        ("latency", f"p50 {_ms(service.p50_ms)}, p99 {_ms(service.p99_ms)}"),
-        ("labelled rows", str(performance.labelled_rows)),
-        ("run", report.run),
-        *((key.replace("_", " "), f"{value:.1%}") for key, value in report.coverage.items()),
-    ]
-    title = f"{report.model} version {report.version} in {report.environment}"
-    body = [
-        f"<h1>{escape(title)}</h1>",
-        f'<p class="{"bad" if report.alerts else "good"}">{verdict} · {escape(report.created)}</p>',
-        _list(report.alerts),
-        _list(report.notes),
-        _table(["", ""], facts),
-        "<h2>Performance on labelled rows</h2>",
-        _performance(report),
-        "<h2>Drift by feature</h2>",
-        "<p>Bars are effect sizes, red where the feature drifted; the tick is the threshold.</p>",
-        svg.bars([(f.feature, f.effect or 0.0, f.threshold, f.drifted) for f in ordered[:20]], "effect sizes"),
-        '<p><span class="blue">■</span> training reference <span class="orange">■</span> live traffic</p>',
-        *_histograms(ordered, samples),
-        "<h2>All figures</h2>",
-        _table(
-            ["feature", "method", "effect", "threshold", "p", "missing before", "missing now", ""],
-            [_figures(found) for found in [*report.features, *report.predictions]],
+    sections = [
+        html.Section("What was found", _summary(report)),
+        html.Section("Performance on labelled rows", _performance(report)),
+        html.Section(
+            "Drift by feature",
+            html.join(_effects(ordered[:20]), html.grid(_histograms(ordered, samples))),
+            "Bars are effect sizes, red where the feature drifted; the mark on a bar is the threshold.",
         ),
-        "<h2>Data quality and service</h2>",
-        _table(
-            ["what", "check", "share", "bound", ""],
-            [
-                (r.name, r.check, f"{r.value:.2%}", _share(r.bound), "beyond" if r.beyond else "")
-                for r in report.quality
-            ],
-        )
-        if report.quality
-        else "<p>No fault in the window.</p>",
-        _table(["error", "requests"], list(service.errors.items())) if service.errors else "",
+        html.Section("All figures", _figures([*report.features, *report.predictions])),
+        html.Section("Data quality and service", _rates(report)),
     ]
-    return _html(f"{title}: live traffic", "\n".join(body))
+    count = len(report.alerts)
+    verdict: tuple[str, html.Mood] = (f"{count} alert{'s' * (count > 1)}", "bad") if count else ("no alert", "good")
+    title = f"{report.model} version {report.version} in {report.environment}: live traffic"
+    return html.page(title, sections, verdict=verdict, subtitle=f"{report.since} to {report.until}")
 
 
-def _performance(report: DriftReport) -> str:
+def _summary(report: DriftReport) -> html.Html:
+    service = report.service
+    tiles = [
+        ("rows", report.rows, f"in {service.requests} requests"),
+        ("features drifted", len(report.drifted), f"of {sum(f.effect is not None for f in report.features)} judged"),
+        ("failed", f"{service.error_rate:.2%}", f"{service.failed} requests, {service.refused} more refused"),
+        ("latency p50", _ms(service.p50_ms), f"p99 {_ms(service.p99_ms)}"),
+        ("labelled rows", report.performance.labelled_rows, "join the log by request id"),
+        *((key.replace("_", " "), f"{value:.1%}", "of the catalogue") for key, value in report.coverage.items()),
+    ]
+    lines = [html.paragraph(html.Html(f"{html.badge('alert', 'bad')} {html.text(line)}")) for line in report.alerts]
+    lines += [html.paragraph(html.Html(f"{html.badge('note', 'warn')} {html.text(line)}")) for line in report.notes]
+    return html.join(html.tiles(tiles), *lines, html.definitions([("training run", html.code(report.run))]))
+
+
+def _performance(report: DriftReport) -> html.Html:
     found = report.performance
-    rows = [(key, "-" if value is None else f"{value:.4f}") for key, value in found.metrics.items()]
-    note = f"<p>{escape(found.note)}</p>" if found.note else ""
-    return (_table(["metric", "value"], rows) if rows else "") + note
+    if not found.labelled_rows:
+        return html.paragraph(found.note or "No labels in the window: performance is not judged.")
+    rows = [
+        (key, "not known from the log" if value is None else f"{value:.4f}") for key, value in found.metrics.items()
+    ]
+    note = [html.paragraph(found.note)] if found.note else []
+    return html.join(html.table(["metric", "value"], rows, [1]), *note)
 
 
-def _figures(found: FeatureDrift) -> tuple[str, ...]:
-    return (
-        found.feature,
-        found.method,
-        "-" if found.effect is None else f"{found.effect:.3f}",
-        "-" if found.threshold is None else f"{found.threshold:g}",
-        "-" if found.p_value is None else f"{found.p_value:.2g}",
-        f"{found.reference_missing:.1%}",
-        f"{found.current_missing:.1%}",
-        found.note or ("drift" if found.drifted else ""),
+def _figures(found: Sequence[FeatureDrift]) -> html.Html:
+    header = ["feature", "method", "effect", "threshold", "p", "missing in training", "missing now", ""]
+    rows = [
+        (
+            one.feature,
+            one.method,
+            "-" if one.effect is None else f"{one.effect:.3f}",
+            "-" if one.threshold is None else f"{one.threshold:g}",
+            "-" if one.p_value is None else f"{one.p_value:.2g}",
+            f"{one.reference_missing:.1%}",
+            f"{one.current_missing:.1%}",
+            html.badge("drift", "bad") if one.drifted else one.note,
+        )
+        for one in found
+    ]
+    return html.table(header, rows, range(2, 7))
+
+
+def _rates(report: DriftReport) -> html.Html:
+    rows = [
+        (
+            rate.name,
+            rate.check,
+            f"{rate.value:.2%}",
+            "-" if rate.bound is None else f"{rate.bound:.2%}",
+            html.badge("beyond", "bad") if rate.beyond else "",
+        )
+        for rate in report.quality
+    ]
+    errors = list(report.service.errors.items())
+    return html.join(
+        html.table(["what", "check", "share", "bound", ""], rows, [2, 3]) if rows else html.paragraph("No fault."),
+        html.table(["error", "requests"], errors, [1]) if errors else html.Html(""),
     )
 
 
-def _histograms(ordered: Sequence[FeatureDrift], samples: Sequence[Sample]) -> Iterable[str]:
+def _effects(found: Sequence[FeatureDrift]) -> html.Html:
+    """Return horizontal bars of effect sizes on one scale, each with its threshold as a mark."""
+    left, width, line = 170, 460, 22
+    top = max([1e-9, *(max(one.effect or 0.0, one.threshold or 0.0) for one in found)])
+    parts: list[str] = []
+    for i, one in enumerate(found):
+        y, effect = 4 + i * line, one.effect or 0.0
+        colour = "var(--bad)" if one.drifted else "var(--c1)"
+        parts.append(f'<text x="{left - 8}" y="{y + 12}" text-anchor="end">{html.text(one.feature)}</text>')
+        parts.append(f'<rect x="{left}" y="{y}" width="{effect / top * width:.1f}" height="15" fill="{colour}"/>')
+        if one.threshold is not None:
+            x = left + one.threshold / top * width
+            parts.append(f'<path d="M{x:.1f} {y - 2}v19" stroke="var(--ink)" stroke-width="2"/>')
+        parts.append(f'<text class="value" x="{left + width + 8}" y="{y + 12}">{effect:.3f}</text>')
+    body, size = "\n".join(parts), f"0 0 {left + width + 60} {8 + len(found) * line}"
+    return html.Html(f'<figure><svg viewBox="{size}" role="img" aria-label="effect sizes">\n{body}\n</svg></figure>')
+
+
+def _histograms(ordered: Sequence[FeatureDrift], samples: Sequence[Sample]) -> list[html.Html]:
     known = {sample.feature: sample for sample in samples}
+    plots: list[html.Html] = []
     for found in [one for one in ordered if one.feature in known][:PLOTS]:
-        sample = known[found.feature]
-        names, old, new = _shares(sample)
-        yield svg.histograms(names, old, new, f"{found.feature}: {found.method} {found.effect:.3f}")
+        names, old, new = _shares(known[found.feature])
+        title = f"{found.feature}: {found.method} {found.effect:.3f}"
+        plots.append(charts.bars(title, names, [("training", old), ("live", new)], "share"))
+    return plots
 
 
 def _shares(sample: Sample, bins: int = 16) -> tuple[list[str], list[float], list[float]]:
@@ -210,8 +242,10 @@ def _shares(sample: Sample, bins: int = 16) -> tuple[list[str], list[float], lis
     if sample.names is not None:
         edges = np.arange(-1, len(sample.names) + 1) - 0.5
         names = ["other", *sample.names]
+        old, new = (np.where(side >= len(sample.names), -1, side) for side in (old, new))
     else:
-        low, high = min(old.min(), new.min()), max(old.max(), new.max())
+        both = np.concatenate([old, new])
+        low, high = (float(both.min()), float(both.max())) if len(both) else (0.0, 1.0)
         edges = np.linspace(low, high if high > low else low + 1, bins + 1)
         names = [f"{edge:.3g}" for edge in edges[:-1]]
     counts = [np.histogram(side, edges)[0] / max(len(side), 1) for side in (old, new)]
@@ -220,29 +254,3 @@ def _shares(sample: Sample, bins: int = 16) -> tuple[list[str], list[float], lis
 
 def _ms(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f} ms"
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2%}"
-
-
-def _list(lines: Sequence[str]) -> str:
-    return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>" if lines else ""
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    head = "".join(f"<th>{escape(name)}</th>" for name in header) if any(header) else ""
-    body = "".join("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><tr>{head}</tr>{body}</table>"
-
-
-_STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
-table{border-collapse:collapse}td,th{padding:.2rem .8rem .2rem 0;text-align:left;border-bottom:1px solid #ddd}
-.good{color:#2e7d32}.bad{color:#c0392b}.blue{color:#3b6ea8}.orange{color:#d9822b}"""
-
-
-def _html(title: str, body: str) -> str:
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        f"<style>{_STYLE}</style></head><body>{body}</body></html>\n"
-    )

@@ -30,7 +30,7 @@ class Rate:
     """A share that should stay at or below `bound`."""
 
     name: str  # of the column, or `requests`
-    check: str  # missing | out of range | unknown category | failed | refused | unknown user
+    check: str  # missing | wrong type | out of range | unknown category | failed | refused | unknown user
     value: float
     bound: float | None  # None: shown only
     beyond: bool
@@ -143,25 +143,30 @@ def ranking_drift(
 
 
 def quality(spec: ModelSpec, log: PredictionLog) -> list[Rate]:
-    """Return the missing, out-of-range and unknown shares that are not zero, column by column."""
+    """Return the shares of rows that break a rule of the contract and are not zero, column by column.
+
+    The rules are those of `models.quality.rates`, here on the logged matrix and without pandas.
+    """
     if log.rows == 0:
         return []
     columns = list(spec.data.by_name().items())
-    low = np.array([-np.inf if column.min is None else column.min for _, column in columns])
-    high = np.array([np.inf if column.max is None else column.max for _, column in columns])
-    category = np.array([bool(column.values) for _, column in columns])
-    missing = np.isnan(log.values).mean(axis=0)
     values = _single(log.values)
-    outside = ((values < _single(low)) | (values > _single(high))).mean(axis=0)
-    unknown = (log.values < 0).mean(axis=0)
+    missing = np.isnan(values)
     rates: list[Rate] = []
     for i, (name, column) in enumerate(columns):
-        if missing[i] > 0:
-            rates.append(_rate(name, "missing", missing[i], column.max_missing))
-        if not category[i] and outside[i] > 0:
-            rates.append(_rate(name, "out of range", outside[i], OUT_OF_RANGE))
-        if category[i] and unknown[i] > 0:
-            rates.append(_rate(name, "unknown category", unknown[i], OUT_OF_RANGE))
+        here, absent = values[:, i], missing[:, i]
+        broken: dict[str, Any] = {}
+        if column.values:
+            broken["unknown category"] = ~absent & (here < 0)
+        else:
+            wrong = np.isinf(here) | (~absent & (here != np.floor(here)) if column.type == "int" else False)
+            broken["wrong type"] = wrong
+            low = -np.inf if column.min is None else np.float32(column.min)
+            high = np.inf if column.max is None else np.float32(column.max)
+            broken["out of range"] = ~wrong & ((here < low) | (here > high))
+        found = [("missing", absent, column.max_missing)]
+        found += [(check, mask, OUT_OF_RANGE) for check, mask in broken.items()]
+        rates += [_rate(name, check, mask.mean(), bound) for check, mask, bound in found if mask.any()]
     return rates
 
 
