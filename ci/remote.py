@@ -159,7 +159,10 @@ def push(root: Path, remote: Remote, *moves: Push) -> list[str]:
         raise Moved(f"{remote.name} moved meanwhile")
     if "[remote rejected]" in outcome:
         reason = re.search(r"\[remote rejected\] \((.+?)\)", outcome)
-        raise Refusal([f"{remote.name} refused the commit: {reason.group(1) if reason else 'no reason given'}", *said])
+        faults = [line.removeprefix("ERROR  ") for line in said if not line.startswith("TIP  ")]
+        tips = [line.removeprefix("TIP  ") for line in said if line.startswith("TIP  ")]
+        what = f"{remote.name} refused the push: {reason.group(1) if reason else 'no reason given'}"
+        raise Refusal([what, *faults], tip="; ".join(tips))
     raise _unreachable(remote, CommandFailed(command, done.returncode, done.stderr))
 
 

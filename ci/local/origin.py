@@ -169,4 +169,5 @@ def _commits(count: str) -> str:
 
 def _uncommitted(root: Path) -> str:
     changed = len(git(root, "status", "--porcelain", env=PLAIN).splitlines())
-    return f" ({changed} changed files are not committed: the origin sees commits only)" if changed else ""
+    what = "1 changed file is" if changed == 1 else f"{changed} changed files are"
+    return f" ({what} not committed: the origin sees commits only)" if changed else ""
