@@ -7,6 +7,7 @@ Killed in the middle, it leaves unreachable objects, which git removes by itself
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import subprocess
@@ -79,14 +80,13 @@ def read_all(root: Path, wanted: Iterable[tuple[str, str]]) -> list[str | None]:
     if done.returncode != 0:
         raise CommandFailed(["git", "cat-file", "--batch"], done.returncode, done.stderr.decode(errors="replace"))
     texts: list[str | None] = []
-    rest = done.stdout
+    answer = io.BytesIO(done.stdout)
     for _ in names:
-        head, _, rest = rest.partition(b"\n")
-        kind, size = head.rsplit(b" ", 2)[-2:]
+        kind, size = answer.readline().rstrip(b"\n").rsplit(b" ", 2)[-2:]
         if not size.isdigit():  # `<name> missing`
             texts.append(None)
             continue
-        content, rest = rest[: int(size)], rest[int(size) + 1 :]
+        content = answer.read(int(size) + 1)[:-1]  # each content ends with a line break of its own
         texts.append(content.decode() if kind == b"blob" else None)
     return texts
 
