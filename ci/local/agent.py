@@ -24,7 +24,7 @@ from typing import Any, cast
 
 import aiohttp
 
-from ci.errors import Mistake, WharfError
+from ci.errors import Mistake, Unavailable, WharfError
 from ci.files import write_atomic
 from ci.local import processes
 from ci.local.desired import Desired, Fault, Key, Manifests
@@ -36,7 +36,7 @@ from ci.workspace import Workspace
 
 BRANCH = "refs/heads/main"
 FIRST_PORT = 8400
-PORTS = 200  # tried from FIRST_PORT before any free one is taken
+PORTS = 200  # tried from the first one before any free one is taken
 POLL_SECONDS = 0.3  # how often the branch is looked at (two stat calls)
 REREAD_SECONDS = 5.0  # how often git is asked although the files look the same
 HEARTBEAT_SECONDS = 2.0
@@ -65,6 +65,11 @@ def bento_launcher(workspace: Workspace) -> Launcher:
 
     def launch(desired: Desired, port: int) -> Launch:
         bento = find(workspace, desired.image)
+        if bento is None:
+            raise Unavailable(
+                f"no bento with the content of {desired.image} is in the local store; "
+                f"`wharf build {desired.key.model} --version {desired.version}` makes it"
+            )
         env = {name: os.environ[name] for name in _KEPT if name in os.environ}
         env |= dict(desired.env)
         predictions = workspace.predictions(desired.key.environment, desired.key.model)
@@ -87,8 +92,10 @@ class Remembered:
 class Agent:
     """One agent for one workspace."""
 
-    def __init__(self, workspace: Workspace, launcher: Launcher, session: aiohttp.ClientSession) -> None:
-        self.workspace, self.session = workspace, session
+    def __init__(
+        self, workspace: Workspace, launcher: Launcher, session: aiohttp.ClientSession, first_port: int = FIRST_PORT
+    ) -> None:
+        self.workspace, self.session, self.first_port = workspace, session, first_port
         self.tools = Tools(workspace.state, workspace.logs, launcher, session, self._changed)
         self.manifests = Manifests(origin(workspace))
         self.revision = ""
@@ -192,7 +199,7 @@ class Agent:
         had = self.ports.get(app.key)
         others = set(self.ports.values())
         first = [had] if had else []
-        for port in [*first, *(p for p in range(FIRST_PORT, FIRST_PORT + PORTS) if p not in others)]:
+        for port in [*first, *(p for p in range(self.first_port, self.first_port + PORTS) if p not in others)]:
             with contextlib.suppress(OSError):
                 await app.route.open(port)
                 break
@@ -339,10 +346,10 @@ def load_launcher(name: str, workspace: Workspace) -> Launcher:
     return make(workspace)
 
 
-async def serve(workspace: Workspace, launcher: Launcher) -> None:
+async def serve(workspace: Workspace, launcher: Launcher, first_port: int) -> None:
     """Run an agent for `workspace` until SIGTERM or SIGINT; its processes go on."""
     async with client() as session:
-        agent = Agent(workspace, launcher, session)
+        agent = Agent(workspace, launcher, session, first_port)
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, agent.stopping.set)
         await agent.run()
@@ -354,6 +361,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--launcher", default=DEFAULT_LAUNCHER, help="how an image becomes a process (tests use another)"
     )
+    parser.add_argument("--first-port", type=int, default=FIRST_PORT, help="where the addresses begin")
     options = parser.parse_args(arguments)
     workspace = Workspace(options.root.resolve())
     with processes.locked(folder(workspace) / "lock", wait=False) as mine:
@@ -370,7 +378,7 @@ def main(arguments: list[str] | None = None) -> int:
         except ImportError:
             new_event_loop = None
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
-            runner.run(serve(workspace, launcher))
+            runner.run(serve(workspace, launcher, options.first_port))
     return 0
 
 

@@ -29,8 +29,10 @@ ANSWER_SECONDS = 75.0  # services time out long before
 # A request that saw this many processes die is the likely reason: it must not kill the next one as well.
 DEATHS_LIMIT = 3
 
-_HOP_BY_HOP = {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer"}
-_HOP_BY_HOP |= {"transfer-encoding", "upgrade"}
+_HOP_BY_HOP = {
+    *("connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer"),
+    *("transfer-encoding", "upgrade"),
+}
 
 
 class BackendLost(Exception):

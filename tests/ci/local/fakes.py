@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import sys
 import threading
 import time
@@ -101,9 +102,11 @@ class RunningAgent:
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
         self.mark: Mark | None = None
+        self.first_port = random.randrange(20000, 32000)  # below what the system gives to outgoing connections
 
     def start(self) -> None:
         command = [sys.executable, "-m", "ci.local.agent", "--root", str(self.workspace.root), "--launcher", LAUNCHER]
+        command += ["--first-port", str(self.first_port)]
         state, log = self.workspace.state, self.workspace.logs / "agent.log"
         self.mark, _ = processes.start(command, state=state, role="agent", log=log, env=dict(os.environ), cwd=ROOT)
 
