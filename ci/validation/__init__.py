@@ -1,0 +1,1 @@
+"""The rules of `wharf validate`, one module a family. Each returns lines `path: what is wrong (next step)`."""
