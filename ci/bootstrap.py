@@ -15,11 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ci.evidence import Interval
+from models.metrics import ndcg_per_user, recall_per_user
 
 RESAMPLES = 1000
 SEED = 20210  # any fixed number: gating the same run again gives the same intervals
 _CELLS = 4_000_000  # weights held in memory at once
 _MIN_DEFINED = 0.95  # a metric that too many resamples cannot compute (one class only) has no interval
+# The share of the catalogue that is shown is a figure of all users together: a resample, which holds each user 63 % of
+# the time, always shows less, so its percentiles say nothing.
+NOT_RESAMPLED = {("ranking", "coverage")}
 
 Floats = NDArray[np.float64]
 Kernel = Callable[[Floats], Floats]  # weights [b, n] -> metric of each resample [b], NaN where undefined
@@ -59,19 +63,22 @@ def interval(value: float, values: Floats, confidence: float = 0.95) -> Interval
     return Interval(value) if bounds is None else Interval(value, *bounds)
 
 
-def kernel(task: str, metric: str, y_true: NDArray[Any], outputs: Any) -> Kernel:
-    """Return the weighted form of a metric of `models.spec.METRICS` for table models.
+def kernel(task: str, metric: str, y_true: Any, outputs: Any) -> Kernel:
+    """Return the weighted form of a metric of `models.spec.METRICS`.
 
-    `y_true`: class index int [n] or value float [n]. `outputs`: `labels` int [n], `probabilities` [n, classes],
-    `values` [n]. With all weights 1 it gives what `models.metrics.compute` gives.
+    `y_true` and `outputs` are what `models.metrics.compute` takes, and with all weights 1 the result is the same.
+    A row of a ranking model is a user. Raises KeyError for an unknown metric and for those in `NOT_RESAMPLED`.
     """
     if task == "binary":
-        return _binary(metric, y_true.astype(np.int64), outputs)
+        score = np.asarray(outputs, dtype=np.float64)
+        return _binary(metric, np.asarray(y_true, np.int64), score if score.ndim == 1 else score[:, 1])
     if task == "multiclass":
-        return _multiclass(metric, y_true.astype(np.int64), outputs)
+        return _multiclass(metric, np.asarray(y_true, np.int64), np.asarray(outputs, dtype=np.float64))
     if task == "regression":
-        return _regression(metric, y_true.astype(np.float64), outputs.values.astype(np.float64))
-    raise KeyError(f"no weighted form of {task} {metric}")
+        return _regression(metric, np.asarray(y_true, np.float64), np.asarray(outputs, dtype=np.float64))
+    if task == "ranking":
+        return _ranking(metric, y_true, outputs)
+    raise KeyError(task)
 
 
 def mean(per_row: Floats) -> Kernel:
@@ -79,77 +86,78 @@ def mean(per_row: Floats) -> Kernel:
     return lambda weights: weights @ per_row / weights.sum(axis=1)
 
 
-def _binary(metric: str, y: NDArray[np.int64], outputs: Any) -> Kernel:
-    score = outputs.probabilities[:, 1].astype(np.float64)
-    said = outputs.labels == 1
-    if metric == "roc_auc":
-        return _roc_auc(y, score)
-    if metric == "average_precision":
-        return _average_precision(y, score)
-    if metric == "accuracy":
-        return mean((outputs.labels == y).astype(np.float64))
-    if metric == "brier":
-        return mean((score - y) ** 2)
-    if metric == "log_loss":
-        return mean(_row_log_loss(y, outputs.probabilities))
-    hit, claimed, actual = ((flags).astype(np.float64) for flags in (said & (y == 1), said, y == 1))
-    if metric == "precision":
-        return lambda weights: _ratio(weights @ hit, weights @ claimed)
-    if metric == "recall":
-        return lambda weights: _ratio(weights @ hit, weights @ actual)
-    if metric == "f1":
-        return lambda weights: _ratio(2 * (weights @ hit), weights @ claimed + weights @ actual)
-    raise KeyError(f"no weighted form of binary {metric}")
+def _binary(metric: str, y: NDArray[np.int64], score: Floats) -> Kernel:
+    said = score >= 0.5
+    hit, claimed, actual = (flags.astype(np.float64) for flags in (said & (y == 1), said, y == 1))
+    kernels: dict[str, Callable[[], Kernel]] = {
+        "roc_auc": lambda: _roc_auc(y, score),
+        "average_precision": lambda: _average_precision(y, score),
+        "accuracy": lambda: mean((said == (y == 1)).astype(np.float64)),
+        "brier": lambda: mean((score - y) ** 2),
+        "log_loss": lambda: mean(_row_log_loss(y, np.column_stack([1 - score, score]))),
+        "precision": lambda: lambda weights: _ratio(weights @ hit, weights @ claimed),
+        "recall": lambda: lambda weights: _ratio(weights @ hit, weights @ actual, np.nan),
+        "f1": lambda: lambda weights: _ratio(2 * (weights @ hit), weights @ claimed + weights @ actual),
+    }
+    return kernels[metric]()
 
 
-def _multiclass(metric: str, y: NDArray[np.int64], outputs: Any) -> Kernel:
-    if metric == "accuracy":
-        return mean((outputs.labels == y).astype(np.float64))
-    if metric == "log_loss":
-        return mean(_row_log_loss(y, outputs.probabilities))
-    classes = outputs.probabilities.shape[1]
-    actual = np.eye(classes)[y]  # [n, classes]
-    claimed = np.eye(classes)[outputs.labels]
+def _multiclass(metric: str, y: NDArray[np.int64], probabilities: Floats) -> Kernel:
+    classes = np.eye(probabilities.shape[1])
+    said = probabilities.argmax(axis=1)
+    actual, claimed = classes[y], classes[said]  # [n, classes]
     hit = actual * claimed
-    if metric == "recall_min":
-        # A class without rows has no recall; it does not take part.
-        return lambda weights: np.nanmin(_ratio(weights @ hit, weights @ actual, np.nan), axis=1)
-    if metric == "f1_macro":
-        return lambda weights: np.nanmean(
-            _ratio(2 * (weights @ hit), weights @ actual + weights @ claimed, np.nan), axis=1
-        )
-    raise KeyError(f"no weighted form of multiclass {metric}")
+    kernels: dict[str, Callable[[], Kernel]] = {
+        "accuracy": lambda: mean((said == y).astype(np.float64)),
+        "log_loss": lambda: mean(_row_log_loss(y, probabilities)),
+        # A class without rows has no recall, and one that is neither true nor said no F1: they do not take part.
+        "recall_min": lambda: lambda weights: np.nanmin(_ratio(weights @ hit, weights @ actual, np.nan), axis=1),
+        "f1_macro": lambda: (
+            lambda weights: np.nanmean(
+                _ratio(2 * (weights @ hit), weights @ actual + weights @ claimed, np.nan), axis=1
+            )
+        ),
+    }
+    return kernels[metric]()
 
 
 def _regression(metric: str, y: Floats, said: Floats) -> Kernel:
-    error = said - y
-    if metric == "mae":
-        return mean(np.abs(error))
-    if metric == "rmse":
-        square = mean(error**2)
-        return lambda weights: np.sqrt(square(weights))
-    if metric == "r2":
-        # Spread about the mean of the resample; y is centred first, so that squares do not cancel.
-        centred = y - y.mean()
+    square = (said - y) ** 2
+    centred = y - y.mean()  # so that the squares below do not cancel
 
-        def r2(weights: Floats) -> Floats:
-            total = weights @ centred**2 - (weights @ centred) ** 2 / weights.sum(axis=1)
-            return 1 - _ratio(weights @ error**2, total, np.nan)
+    def r2(weights: Floats) -> Floats:
+        spread = weights @ centred**2 - (weights @ centred) ** 2 / weights.sum(axis=1)
+        return 1 - _ratio(weights @ square, spread, np.nan)
 
-        return r2
-    raise KeyError(f"no weighted form of regression {metric}")
+    kernels: dict[str, Kernel] = {
+        "mae": mean(np.abs(said - y)),
+        "rmse": lambda weights: np.sqrt(mean(square)(weights)),
+        "r2": r2,
+    }
+    return kernels[metric]
+
+
+def _ranking(metric: str, relevant: Any, ranked: Any) -> Kernel:
+    def lift() -> Kernel:
+        ours, base = ndcg_per_user(relevant, ranked.items), ndcg_per_user(relevant, ranked.baseline)
+        return lambda weights: _ratio(weights @ ours, weights @ base, np.nan)
+
+    kernels: dict[str, Callable[[], Kernel]] = {
+        "ndcg_at_10": lambda: mean(ndcg_per_user(relevant, ranked.items)),
+        "recall_at_10": lambda: mean(recall_per_user(relevant, ranked.items)),
+        "ndcg_lift": lift,
+    }
+    return kernels[metric]()
 
 
 def _ratio(above: Floats, below: Floats, otherwise: float = 0.0) -> Floats:
     return np.divide(above, below, out=np.full_like(above, otherwise), where=below > 0)
 
 
-def _row_log_loss(y: NDArray[np.int64], probabilities: NDArray[Any]) -> Floats:
-    """Return -log of the probability given to the true class, rows normalised and clipped as scikit-learn does."""
-    given = probabilities.astype(np.float64)
-    smallest = np.finfo(probabilities.dtype).eps
-    given = np.clip(given / given.sum(axis=1, keepdims=True), smallest, 1 - smallest)
-    return -np.log(given[np.arange(len(y)), y])
+def _row_log_loss(y: NDArray[np.int64], probabilities: Floats) -> Floats:
+    """Return -log of the probability given to the true class, as `models.metrics` clips and normalises it."""
+    given = np.clip(probabilities, 1e-15, 1.0)
+    return -np.log((given / given.sum(axis=1, keepdims=True))[np.arange(len(y)), y])
 
 
 def _roc_auc(y: NDArray[np.int64], score: Floats) -> Kernel:
@@ -179,7 +187,9 @@ def _average_precision(y: NDArray[np.int64], score: Floats) -> Kernel:
         hits = np.add.reduceat(sorted_weights * positive, first, axis=1)
         named = np.cumsum(np.add.reduceat(sorted_weights, first, axis=1), axis=1)
         precision = _ratio(np.cumsum(hits, axis=1), named)
-        return _ratio((hits * precision).sum(axis=1), hits.sum(axis=1), np.nan)
+        found = hits.sum(axis=1)
+        missing = found == weights.sum(axis=1)  # positives only: every order is right
+        return np.where(missing, np.nan, _ratio((hits * precision).sum(axis=1), found, np.nan))
 
     return average_precision
 
