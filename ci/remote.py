@@ -155,7 +155,9 @@ def push(root: Path, remote: Remote, *moves: Push) -> list[str]:
     if done.returncode == 0:
         return said
     outcome = "\n".join(line for line in done.stdout.splitlines() if line.startswith("!"))
-    if "[rejected]" in outcome or re.search(r"cannot lock ref|failed to update ref|incorrect old value", outcome):
+    # Overtaken while the other side judged: it names the two commits, in the outcome or in what it said.
+    overtaken = r"is at [0-9a-f]+ but expected|incorrect old value|failed to update ref|reference already exists"
+    if "[rejected]" in outcome or re.search(overtaken, f"{outcome}\n{done.stderr}"):
         raise Moved(f"{remote.name} moved meanwhile")
     if "[remote rejected]" in outcome:
         reason = re.search(r"\[remote rejected\] \((.+?)\)", outcome)
