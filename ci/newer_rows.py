@@ -22,9 +22,10 @@ MAX_ROWS = 100_000  # of the log; the newest
 def assemble(workspace: Workspace, spec: ModelSpec, environment: str) -> pd.DataFrame:
     """Return the labelled rows among the newest `MAX_ROWS` logged ones: input columns and target.
 
-    Which version answered does not matter. The target of a classifier is the class index. Repeated rows are kept once, and the order depends on the content
-    only: the same labels always give the same frame, so an interrupted retraining finds its run again. Of a ranking
-    model each chosen item becomes a row with the highest rating that the contract allows, at the time of its label.
+    Which version answered does not matter. The target of a classifier is the class index. Repeated rows are kept
+    once, and the order depends on the content only: the same labels always give the same frame, so an interrupted
+    retraining finds its run again. Of a ranking model each chosen item becomes a row with the highest rating that the
+    contract allows, at the time of its label.
     """
     log = read(workspace.predictions(environment, spec.name), schema_of(spec), max_rows=MAX_ROWS)
     ranking = spec.task == "ranking"
