@@ -61,10 +61,18 @@ def unseen(holdout: pd.DataFrame, reference: pd.DataFrame) -> Check:
     columns = [str(column) for column in holdout.columns if column in reference.columns]
     if len(columns) < len(holdout.columns):
         return unrunnable("data.unseen", 0, "reference.parquet lacks columns of holdout.parquet")
-    kept, held = (pd.util.hash_pandas_object(frame[columns], index=False) for frame in (reference, holdout))
+    kept, held = (
+        pd.util.hash_pandas_object(_comparable(frame[columns]), index=False) for frame in (reference, holdout)
+    )
     both = int(held.isin(kept).sum())
     detail = f"{both} of {len(holdout)} held-out rows are among {len(reference)} training rows"
     return Check("data.unseen", float(both), 0, both == 0, detail)
+
+
+def _comparable(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return `frame` with every number as float64: 1 and 1.0 are the same value."""
+    numbers = [name for name in frame if pd.api.types.is_numeric_dtype(frame[name].dtype)]
+    return frame.astype(dict.fromkeys(numbers, np.float64))
 
 
 def unrunnable(name: str, bound: float | None, reason: str) -> Check:

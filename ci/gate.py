@@ -224,13 +224,21 @@ def _artifact_check(run: Run, fetched: _Fetched) -> Check:
 
 
 def _tag_checks(run: Run) -> list[Check]:
-    """Check that the run names its data and its commit in full: without them nothing can be followed back."""
-    found: list[Check] = []
-    for name, tag, digits in (("data.digest", "wharf.data_sha256", 64), ("run.commit", "wharf.commit", 40)):
-        said = run.tags.get(tag, "")
-        good = bool(re.fullmatch(rf"[0-9a-f]{{{digits}}}", said))
-        found.append(Check(name, None, None, good, said if good else f"the run's tag {tag} is '{said}'"))
-    return found
+    """Check that the run names its data and its commit in full: without them nothing can be followed back.
+
+    Tags can be changed by hand, the digest of the recorded dataset input cannot: both must agree.
+    """
+    data, commit = run.tags.get("wharf.data_sha256", ""), run.tags.get("wharf.commit", "")
+    named = bool(re.fullmatch(r"[0-9a-f]{64}", data))
+    said = data if named else f"the run's tag wharf.data_sha256 is '{data}'"
+    if named and not any(digest and data.startswith(digest) for digest in run.datasets):
+        recorded = ", ".join(run.datasets) or "none"
+        named, said = False, f"the run's tag says {data[:36]}, its recorded dataset is {recorded}"
+    known = bool(re.fullmatch(r"[0-9a-f]{40}", commit))
+    return [
+        Check("data.digest", None, None, named, said),
+        Check("run.commit", None, None, known, commit if known else f"the run's tag wharf.commit is '{commit}'"),
+    ]
 
 
 def _frames(store: Store, run: Run, folder: Path) -> tuple[pd.DataFrame | None, pd.DataFrame | None, str]:

@@ -154,6 +154,7 @@ def _run(entry: Any) -> Run:
         tags=dict(data.tags),
         params=dict(data.params),
         metrics=dict(data.metrics),
+        datasets=tuple(used.dataset.digest for used in entry.inputs.dataset_inputs) if entry.inputs else (),
     )
 
 

@@ -286,6 +286,7 @@ def _run(entry: Mapping[str, Any]) -> Run:
         tags=_tags(data),
         params={param["key"]: param.get("value", "") for param in data.get("params", [])},
         metrics={metric["key"]: float(metric["value"]) for metric in data.get("metrics", [])},
+        datasets=tuple(used["dataset"]["digest"] for used in entry.get("inputs", {}).get("dataset_inputs", [])),
     )
 
 

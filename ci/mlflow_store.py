@@ -31,6 +31,7 @@ class Run:
     tags: Mapping[str, str] = field(default_factory=dict[str, str])
     params: Mapping[str, str] = field(default_factory=dict[str, str])
     metrics: Mapping[str, float] = field(default_factory=dict[str, float])
+    datasets: tuple[str, ...] = ()  # digests (36 characters) of the dataset inputs, which cannot be changed later
 
     @property
     def complete(self) -> bool:

@@ -221,8 +221,11 @@ def test_an_artifact_of_other_classes_is_refused(workspace: Workspace, mlflow_ur
     assert any("another order" in line for line in refusal.value.lines)
 
 
-def test_a_run_without_data_digest_is_refused(workspace: Workspace, mlflow_uri: str, name: str) -> None:
-    add_run(workspace, mlflow_uri, name, tags={"wharf.data_sha256": "unknown"})
+@pytest.mark.parametrize("said", ["unknown", "c" * 64])
+def test_a_data_digest_that_is_not_the_recorded_one_is_refused(
+    workspace: Workspace, mlflow_uri: str, name: str, said: str
+) -> None:
+    add_run(workspace, mlflow_uri, name, tags={"wharf.data_sha256": said})
     with pytest.raises(GateRefusal) as refusal:
         gate(workspace, name)
     assert failed(refusal) == ["data.digest"]
