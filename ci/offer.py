@@ -92,6 +92,7 @@ class Offer:
     branch: str = ""  # "main", or the branch that waits for a merge; empty when nothing was pushed
     url: str = ""  # of the pull request
     diff: str = ""  # only of a dry run
+    again: bool = False  # the branch was there with exactly this
 
 
 def read_base(workspace: Workspace, target: Remote, commit: str, name: str) -> Base:
@@ -191,14 +192,14 @@ def _push_branch(
     if commit != there:
         remote.push(root, target, Push(ref, commit, lease=there or ""))
     if desk is None:
-        return Offer(draft, target, commit, branch)
+        return Offer(draft, target, commit, branch, again=commit == there)
     try:
         url = desk.open_or_update(branch, draft.title, body)
     except BaseException:
         if commit != there:
             remote.push(root, target, Push(ref, there, lease=commit))
         raise
-    return Offer(draft, target, commit, branch, url)
+    return Offer(draft, target, commit, branch, url, again=commit == there)
 
 
 def _only_ours(root: Path, branch: str, base: str, there: str) -> None:

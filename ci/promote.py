@@ -29,7 +29,7 @@ class Promotion:
     version: int
     previous: int | None  # the version that ran there before
     action: str  # promote or rollback
-    changed: bool  # False: it was there already, and nothing was done
+    changed: bool  # False: it was there (or proposed) already, and nothing was done
     commit: str | None
     branch: str  # "main" when it is released; else the branch that waits to be merged
     url: str  # of the pull request
@@ -147,6 +147,7 @@ def outcome(made: Offer) -> Promotion:
     previous = before.version if before else None
     what = f"{where}: version {release.version}"
     was = "" if before is None else f" (was {previous})"
+    proposed = "was proposed before" if made.again else "is proposed"
     steps: list[str] = []
     if made.commit is None:
         summary = f"{what} is already there; nothing to do"
@@ -155,9 +156,9 @@ def outcome(made: Offer) -> Promotion:
     elif made.branch == "main":
         summary = f"{what}{was} is released, commit {made.commit[:10]} on {made.remote.name}/main"
     elif made.url:
-        summary = f"{what}{was} is proposed: {made.url}"
+        summary = f"{what}{was} {proposed}: {made.url}"
     else:
-        summary = f"{what}{was} is proposed on branch {made.branch} of {made.remote.name}"
+        summary = f"{what}{was} {proposed} on branch {made.branch} of {made.remote.name}"
         steps = [f"git fetch {made.remote.name}"]
         steps += [f"git diff {made.remote.name}/main...{made.remote.name}/{made.branch}"]
         if local:
@@ -170,7 +171,7 @@ def outcome(made: Offer) -> Promotion:
         version=release.version,
         previous=previous,
         action=made.draft.action,
-        changed=made.commit is not None and not made.diff,
+        changed=made.commit is not None and not made.diff and not made.again,
         commit=None if made.diff else made.commit,
         branch=made.branch,
         url=made.url,

@@ -283,7 +283,8 @@ class TestProposals:
         registry.add("tumor", 1)
         first = promote(workspace, "tumor", "dev", propose=True)
         again = promote(workspace, "tumor", "dev", propose=True)
-        assert again.commit == first.commit
+        assert (again.commit, again.changed, first.changed) == (first.commit, False, True)
+        assert again.summary == "dev/tumor: version 1 was proposed before on branch promote/dev-tumor-v1 of wharf"
         assert len(judged(home)) == 1
 
     def test_a_proposal_is_made_again_on_a_newer_main(
