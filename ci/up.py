@@ -18,7 +18,7 @@ from ci.console import paint, say, step
 from ci.errors import Mistake, Unavailable, WharfError
 from ci.files import write_atomic
 from ci.local import platform
-from ci.workspace import Workspace, tracking_uri
+from ci.workspace import Workspace
 
 if TYPE_CHECKING:
     from ci.release import Release
@@ -234,7 +234,7 @@ def _links(
         last = shown[-1]
         report = report_copy(workspace, last.model, last.environment)
         links += [(f"Report of {last.model}", report)] if report else []
-        links.append((f"Swagger page", f"{last.url}/"))
+        links.append(("Swagger page", f"{last.url}/"))
     return links
 
 

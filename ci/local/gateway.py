@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import json
 import time
 from collections.abc import Callable
@@ -173,7 +174,12 @@ class Route:
         url = URL(f"http://{HOST}:{target.port}{request.rel_url.raw_path_qs}", encoded=True)
         try:
             answer = await self._session.request(
-                request.method, url, headers=headers, data=body or None, allow_redirects=False, expect100=large
+                request.method,
+                url,
+                headers=headers,
+                data=io.BytesIO(body) if large else body or None,
+                allow_redirects=False,
+                expect100=large,
             )
         except aiohttp.ClientError as error:
             raise BackendLost(type(error).__name__) from None

@@ -58,7 +58,7 @@ class Backend:
     log: Path
     begins: int = 0  # where its output begins in the log
     endpoint: Endpoint = field(init=False)
-    ready_since: float = 0.0  # time.monotonic
+    ready_since: float = 0.0  # time.monotonic; 0 until it is Ready
 
     def __post_init__(self) -> None:
         self.endpoint = Endpoint(self.port)
@@ -256,7 +256,6 @@ class Reconciler:
     def _take_over(self, backend: Backend) -> None:
         """Send all new requests to `backend`; the process before it finishes what it has, then stops."""
         before, self.running = self.running, backend
-        backend.ready_since = time.monotonic()
         self._unready = ""
         self.route.switch(backend.endpoint)
         self._stop_probe()
@@ -280,6 +279,7 @@ class Reconciler:
             except BaseException:
                 self.tools.retire(backend)
                 raise
+            backend.ready_since = time.monotonic()
             return backend
 
     async def _until_ready(self, backend: Backend) -> None:

@@ -2,7 +2,8 @@
 a command, a port, `/livez`, `/readyz` and `/predict`. The real one is served in the end-to-end test.
 
 Its behaviour comes from the manifest's variables: FAKE_READY=no never becomes Ready, FAKE_EXIT=3 ends with that code
-at once, FAKE_START=0.5 takes that long to listen. Only the standard library: it starts in a tenth of a second.
+at once, FAKE_START=0.5 takes that long to listen; SIGUSR1 makes it not Ready. Only the standard library: it starts in
+a tenth of a second.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sys
 import time
 
@@ -23,6 +25,12 @@ async def serve(port: int) -> None:
         sys.exit(int(code))
     time.sleep(float(os.environ.get("FAKE_START", "0")))
     ready = os.environ.get("FAKE_READY") != "no"
+
+    def unready(*_: object) -> None:
+        nonlocal ready
+        ready = False
+
+    signal.signal(signal.SIGUSR1, unready)
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
