@@ -71,7 +71,7 @@ def build(workspace: Workspace, name: str, version: int | None = None) -> Bento:
             f"model '{name}' has no version to build", tip=f"make one with `wharf register {name}` or `wharf ship`"
         )
     facts = registry.facts(workspace, name, number)
-    with _store(workspace) as scratch:
+    with store_lock(workspace) as scratch:
         model = _download(workspace, name, facts.run, facts.artifact, scratch / "download")
         bento = package(workspace, name, model, scratch)
     if (facts.bento, facts.image) != (bento.tag, bento.image):
@@ -96,7 +96,12 @@ def serve_command(bento_path: Path, port: int) -> list[str]:
 
 def package(workspace: Workspace, name: str, model: Path, scratch: Path) -> Bento:
     """Build the bento of the model folder `model` (artifact and serving.json), working in the folder `scratch`."""
-    context = scratch / "context"
+    # In the system's temporary folder: BentoML refuses to read below a folder whose name begins with a dot.
+    with tempfile.TemporaryDirectory(prefix="wharf-build-") as folder:
+        return _package(workspace, name, model, Path(folder), scratch)
+
+
+def _package(workspace: Workspace, name: str, model: Path, context: Path, scratch: Path) -> Bento:
     _assemble(workspace, name, model, context)
     digest = content_hash(context)
     bento = Bento(
@@ -168,7 +173,7 @@ def _content(path: Path, name: str) -> str:
 
 
 @contextmanager
-def _store(workspace: Workspace) -> Generator[Path]:
+def store_lock(workspace: Workspace) -> Generator[Path]:
     """Lock the store, remove what killed builds left, and give a scratch folder on the same file system."""
     workspace.bento_store.mkdir(parents=True, exist_ok=True)
     with (workspace.bento_store / "build.lock").open("w") as lock:
