@@ -66,7 +66,10 @@ def find(workspace: Workspace) -> Remote | None:
     if LOCAL_NAME in known and local_origin(workspace).is_dir():
         return Remote(LOCAL_NAME, known[LOCAL_NAME], "local")
     if "origin" in known:
-        return Remote("origin", known["origin"], "github" if _github_path(known["origin"]) else "git")
+        # As it was written, then as `url.<base>.insteadOf` rewrites it: a mirror may stand in between.
+        written = git(workspace.root, "config", "remote.origin.url", env=PLAIN)
+        found = next((url for url in (written, known["origin"]) if _github_path(url)), None)
+        return Remote("origin", found or known["origin"], "github" if found else "git")
     return None
 
 
