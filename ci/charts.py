@@ -26,6 +26,7 @@ class Series:
     y: Sequence[float]
     colour: str = COLOURS[0]
     dashed: bool = False
+    dots: bool = False  # mark each point
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,8 @@ def lines(
             f'<polyline points="{points}" fill="none" stroke="{one.colour}" stroke-width="2"'
             f' stroke-linejoin="round"{dash}><title>{escape(one.name)}</title></polyline>'
         )
+        for a, b in _pairs(one) if one.dots else []:
+            parts.append(f'<circle cx="{axes.left(a):.1f}" cy="{axes.top(b):.1f}" r="3.5" fill="{one.colour}"/>')
     return _figure(title, parts, [(one.name, one.colour) for one in series])
 
 
@@ -110,9 +113,19 @@ def points(title: str, series: Sequence[Series], x_label: str, y_label: str, dia
     return _figure(title, parts, [(one.name, one.colour) for one in series])
 
 
-def bars(title: str, names: Sequence[str], series: Sequence[tuple[str, Sequence[float]]], y_label: str) -> Html:
-    """Return bars side by side: one group for each of `names`, one bar in it for each of `series` (name, values)."""
-    axes = _Axes((0, max(len(names), 1)), (0, max([v for _, vs in series for v in vs if math.isfinite(v)], default=1)))
+def bars(
+    title: str,
+    names: Sequence[str],
+    series: Sequence[tuple[str, Sequence[float]]],
+    y_label: str,
+    bound: float | None = None,
+) -> Html:
+    """Return bars side by side: one group for each of `names`, one bar in it for each of `series` (name, values).
+
+    `bound` is a line that the bars should stay above or below. Values are not negative.
+    """
+    top = max([v for _, vs in series for v in (*vs, bound or 0) if math.isfinite(v)], default=1)
+    axes = _Axes((0, max(len(names), 1)), (0, top))
     parts = axes.frame("", y_label, x_ticks=False)
     slot = (_WIDTH - _LEFT - _RIGHT) / max(len(names), 1)
     width = min(slot * 0.8 / max(len(series), 1), 46)
@@ -132,13 +145,18 @@ def bars(title: str, names: Sequence[str], series: Sequence[tuple[str, Sequence[
             )
         if i % step == 0:
             parts.append(_tick_name(middle, name, crowded))
-    return _figure(title, parts, [(name, COLOURS[j % 4]) for j, (name, _) in enumerate(series)])
+    legend = [(name, COLOURS[j % 4]) for j, (name, _) in enumerate(series)]
+    if bound is not None:
+        y = axes.top(bound)
+        parts.append(_line(_LEFT, y, _WIDTH - _RIGHT, y, "var(--bad)", dashed=True))
+        legend.append((f"bound {number(bound)}", "var(--bad)"))
+    return _figure(title, parts, legend)
 
 
 def heat_map(title: str, names: Sequence[str], counts: Sequence[Sequence[int]], x_label: str, y_label: str) -> Html:
     """Return a confusion matrix: `counts[actual][predicted]`, shaded by the share of the actual class."""
     size, left, top = len(names), 92, 30
-    cell = min((_WIDTH - left - 10) / size, 60)
+    cell = min((_WIDTH - left - 10) / size, 110)
     parts: list[str] = []
     for i, row in enumerate(counts):
         total = sum(row) or 1

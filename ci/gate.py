@@ -230,7 +230,7 @@ def _tag_checks(run: Run) -> list[Check]:
     """
     data, commit = run.tags.get("wharf.data_sha256", ""), run.tags.get("wharf.commit", "")
     named = bool(re.fullmatch(r"[0-9a-f]{64}", data))
-    said = data if named else f"the run's tag wharf.data_sha256 is '{data}'"
+    said = f"{data[:16]}… is the recorded dataset" if named else f"the run's tag wharf.data_sha256 is '{data}'"
     if named and not any(digest and data.startswith(digest) for digest in run.datasets):
         recorded = ", ".join(run.datasets) or "none"
         named, said = False, f"the run's tag says {data[:36]}, its recorded dataset is {recorded}"

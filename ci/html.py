@@ -148,6 +148,7 @@ th, td { text-align: left; vertical-align: top; padding: 6px 14px 6px 0; border-
 th { color: var(--soft); font-weight: 600; font-size: 13px; white-space: nowrap; }
 .n { text-align: right; white-space: nowrap; }
 th:last-child, td:last-child { padding-right: 0; }
+td { overflow-wrap: break-word; } td.n { overflow-wrap: normal; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 4px 20px; margin: 0; }
 dt { color: var(--soft); } dd { margin: 0; min-width: 0; }
 .badge { display: inline-block; border: 1px solid currentColor; border-radius: 999px; padding: 1px 10px;
@@ -157,7 +158,7 @@ dt { color: var(--soft); } dd { margin: 0; min-width: 0; }
 .tile { background: var(--panel); border: 1px solid var(--line); border-radius: 8px; padding: 12px 14px; }
 .tile span, .tile small { display: block; color: var(--soft); font-size: 13px; }
 .tile b { display: block; font-size: 22px; font-variant-numeric: tabular-nums; }
-.grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); gap: 16px 28px; }
+.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 400px), 1fr)); gap: 16px 28px; }
 figure { margin: 8px 0; min-width: 0; } figcaption { font-weight: 600; font-size: 14px; margin-bottom: 4px; }
 figure svg, figure img { width: 100%; height: auto; display: block; max-width: 760px; }
 svg text { fill: var(--soft); font-size: 12px; } svg .value { fill: var(--ink); }

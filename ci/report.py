@@ -82,11 +82,8 @@ def evidence_report(evidence: Evidence, sha256: str, spec: ModelSpec, run: Run, 
         sections.append(Section("Metrics", _metrics(evidence, spec, material), note))
     if material.scored is not None:
         sections.append(Section("Behaviour", _behaviour(spec, material), _READING[spec.task]))
-    if slices := [check for check in evidence.checks if check.name.startswith("slice.") and check.value is not None]:
-        names = [check.name.removeprefix("slice.") for check in slices]
-        values = [check.value for check in slices if check.value is not None]
-        plot = bars("Each part of the held-out rows", names, [("this run", values)], "metric")
-        sections.append(Section("Slices", grid([plot]), "The metric in each part; the bounds are among the checks."))
+    if slices := _slices(evidence, spec):
+        sections.append(Section("Slices", grid(slices), "The metric in each part of the held-out rows."))
     if material.frame is not None:
         sections.append(Section("Data", _data(evidence, spec, material.frame)))
     sections.append(Section("Where it comes from", _origin(evidence, sha256, run)))
@@ -94,7 +91,7 @@ def evidence_report(evidence: Evidence, sha256: str, spec: ModelSpec, run: Run, 
         f"{spec.name}: gate of run {run.id[:8]}",
         sections,
         verdict=verdict,
-        subtitle=f"{spec.description} {spec.task} model of team {spec.team}, owned by {spec.owner}.",
+        subtitle=f"{spec.description} Task {spec.task}, team {spec.team}, owner {spec.owner}.",
     )
 
 
@@ -147,10 +144,28 @@ def _metrics(evidence: Evidence, spec: ModelSpec, material: Material) -> Html:
         bound = rule.min if rule.min is not None else rule.max
         shown.append(Estimate(name, found.value, found.low, found.high, bound, champion))
         spread = "" if found.low is None or found.high is None else f"{number(found.low)} to {number(found.high)}"
-        better = "more is better" if METRICS[spec.task][name] else "less is better"
+        better = "more" if METRICS[spec.task][name] else "less"
         rows.append([name, number(found.value), spread, "" if champion is None else number(champion), better])
-    listed = table(["metric", "this run", "95 % interval", "champion", ""], rows, numeric=(1, 2, 3))
+    header = ["metric", "this run", "95 % interval", "champion", "better is"]
+    if old is None:
+        header, rows = [*header[:3], header[4]], [[*row[:3], row[4]] for row in rows]
+    listed = table(header, rows, numeric=range(1, len(header)))
     return grid([estimates("Metrics against their bounds", shown), listed])
+
+
+def _slices(evidence: Evidence, spec: ModelSpec) -> list[Html]:
+    plots: list[Html] = []
+    for rule in spec.gate.slices:
+        head, tail = f"slice.{rule.column}.", f".{rule.metric}"
+        found = [
+            c for c in evidence.checks if c.name.startswith(head) and c.name.endswith(tail) and c.value is not None
+        ]
+        names = [check.name.removeprefix(head).removesuffix(tail) for check in found]
+        if names:
+            values = [check.value for check in found if check.value is not None]
+            bound = rule.min if rule.min is not None else rule.max
+            plots.append(bars(f"{rule.metric} by {rule.column}", names, [("this run", values)], rule.metric, bound))
+    return plots
 
 
 def _champion_value(metric: str, old: Scored | None) -> float | None:
@@ -190,9 +205,10 @@ def _binary(spec: ModelSpec, models: Sequence[tuple[str, Scored]]) -> list[Html]
         for i, (name, one) in enumerate(models)
     ]
     calibrated = [
-        Series(name, *calibration(one.outputs, one.y_true == 1), COLOURS[i], dashed=i > 0)
+        Series(name, *calibration(one.outputs, one.y_true == 1), COLOURS[i], dashed=i > 0, dots=True)
         for i, (name, one) in enumerate(models)
     ]
+    exact = Series("exact", (0, 1), (0, 1), "var(--soft)", dashed=True)
     first = models[0][1]
     square = (0.0, 1.0)
     classes = spec.data.classes or ["0", "1"]
@@ -201,7 +217,7 @@ def _binary(spec: ModelSpec, models: Sequence[tuple[str, Scored]]) -> list[Html]
     shares = [(f"true {name}", _shares(first.outputs[first.y_true == i], edges)) for i, name in enumerate(classes)]
     return [
         lines("ROC", [*roc, chance], "false positive rate", "true positive rate", square, square),
-        lines("Calibration", [*calibrated, chance], "probability given", "share that was positive", square, square),
+        lines("Calibration", [*calibrated, exact], "probability given", "share that was positive", square, square),
         heat_map("Confusion at 0.5", classes, counts, "predicted", "true"),
         bars(f"Probability of {classes[1]}", [f"{low:.1f}" for low in edges[:-1]], shares, "share of the class"),
     ]
@@ -211,12 +227,14 @@ def _multiclass(spec: ModelSpec, models: Sequence[tuple[str, Scored]]) -> list[H
     classes = spec.data.classes or []
     first = models[0][1]
     square = (0.0, 1.0)
-    chance = Series("exact", (0, 1), (0, 1), "var(--soft)", dashed=True)
+    exact = Series("exact", (0, 1), (0, 1), "var(--soft)", dashed=True)
     calibrated: list[Series] = []
     recalls: list[tuple[str, list[float]]] = []
     for i, (name, one) in enumerate(models):
         said = one.outputs.argmax(axis=1)
-        calibrated.append(Series(name, *calibration(one.outputs.max(axis=1), said == one.y_true), COLOURS[i]))
+        calibrated.append(
+            Series(name, *calibration(one.outputs.max(axis=1), said == one.y_true), COLOURS[i], dots=True)
+        )
         counts = np.asarray(confusion(one.y_true, said, len(classes)), np.float64)
         total = counts.sum(axis=1)
         share = np.divide(counts.diagonal(), total, out=np.full(len(classes), np.nan), where=total > 0)
@@ -225,7 +243,7 @@ def _multiclass(spec: ModelSpec, models: Sequence[tuple[str, Scored]]) -> list[H
     return [
         heat_map("Confusion", classes, counts, "predicted", "true"),
         bars("Recall by class", classes, recalls, "recall"),
-        lines("Calibration", [*calibrated, chance], "highest probability", "share that was right", square, square),
+        lines("Calibration", [*calibrated, exact], "highest probability", "share that was right", square, square),
     ]
 
 

@@ -1,0 +1,218 @@
+"""`wharf lineage MODEL --env ENV`: follow a release back to where it comes from, and check every link.
+
+release (git) → version (registry) → run (MLflow) → data digest → training commit → evidence → artifact → bento.
+A link is checked on the thing itself: evidence and artifact are downloaded and digested, the commit is looked up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+from ci import evidence as record
+from ci.champion import Released, released
+from ci.console import paint, table
+from ci.environments import load_all
+from ci.errors import Mistake, Refusal, Unavailable, WharfError, did_you_mean
+from ci.files import sha256_bytes, sha256_file
+from ci.mlflow_store import Run, Store, connect
+from ci.registry import evidence_bytes, facts, finished_run, serving_file
+from ci.release import Release, path_of
+from ci.shell import CommandFailed, git
+from ci.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Link:
+    """One step back; `ok` is False when what is found there is not what the release says."""
+
+    link: str
+    ok: bool
+    value: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """All links of one release."""
+
+    model: str
+    environment: str
+    links: tuple[Link, ...]
+
+    @property
+    def verified(self) -> bool:
+        return all(link.ok for link in self.links)
+
+    def as_dict(self) -> dict[str, object]:
+        """Return what `--json` prints."""
+        head = {"model": self.model, "environment": self.environment, "verified": self.verified}
+        return {**head, "links": [asdict(link) for link in self.links]}
+
+
+def lineage(workspace: Workspace, name: str, environment: str) -> Lineage:
+    """Return every link of the release of `name` in `environment`, checked.
+
+    Raises Mistake when there is no such model, environment or release; Unavailable when MLflow or the git remote does
+    not answer. A broken link is no exception: see `Lineage.verified`.
+    """
+    workspace.model(name)
+    known = [one.name for one in load_all(workspace.root)]
+    if environment not in known:
+        raise Mistake(
+            f"no environment '{environment}'{did_you_mean(environment, known)}", tip=f"environments: {', '.join(known)}"
+        )
+    found = released(workspace, environment, name)
+    if found is None:
+        raise Mistake(
+            f"'{name}' is not released in {environment}",
+            tip=f"release it with `wharf promote {name} --to {environment}`",
+        )
+    release, store = found.release, connect(workspace)
+    links = [
+        _release(workspace, found),
+        _checked("version", str(release.version), lambda: _version(workspace, release)),
+        _checked("run", release.run, lambda: _run(store, release)),
+        _checked("data", release.data, lambda: _data(store, release)),
+        _checked("commit", release.commit, lambda: _commit(workspace, store, release)),
+        _checked("evidence", release.evidence, lambda: _evidence(store, release)),
+        _checked("artifact", release.artifact, lambda: _artifact(store, release)),
+        _checked("bento", release.bento, lambda: _bento(workspace, release)),
+    ]
+    return Lineage(name, environment, tuple(links))
+
+
+def _checked(link: str, value: str, check: Callable[[], str]) -> Link:
+    """Return the link with what `check` says; what it refuses breaks the link."""
+    try:
+        return Link(link, True, value, check())
+    except Unavailable:
+        raise
+    except WharfError as error:
+        return Link(link, False, value, error.lines[0])
+
+
+def _release(workspace: Workspace, found: Released) -> Link:
+    release = found.release
+    path = path_of(release.environment, release.model)
+    last = git(workspace.root, "log", "-1", "--format=%H%x09%an%x09%aI%x09%s", found.revision or "HEAD", "--", path)
+    if not last:
+        return Link("release", False, path, f"{found.source}: in no commit")
+    commit, who, when, subject = last.split("\t", 3)
+    if found.revision is None and git(workspace.root, "status", "--porcelain", "--", path):
+        return Link("release", False, path, f"{found.source}: changed by hand since commit {commit[:12]}")
+    return Link("release", True, path, f"{found.source}: commit {commit[:12]} by {who}, {when}: {subject}")
+
+
+def _same(what: str, pairs: dict[str, tuple[str | None, str]]) -> None:
+    """Raise Refusal for the first pair whose first part, what is known, is not what the release says."""
+    for key, (known, said) in pairs.items():
+        if known != said:
+            raise Refusal(f"{what}: {key} is {known or 'unknown'}, the release says {said}")
+
+
+def _version(workspace: Workspace, release: Release) -> str:
+    known = facts(workspace, release.model, release.version)
+    pairs: dict[str, tuple[str | None, str]] = {
+        "run": (known.run, release.run),
+        "evidence": (f"sha256:{known.evidence}", release.evidence),
+        "artifact": (f"sha256:{known.artifact}", release.artifact),
+        "data": (f"sha256:{known.data}", release.data),
+        "commit": (known.commit, release.commit),
+        "bento": (known.bento, release.bento),
+        "image": (known.image, release.image),
+    }
+    _same(f"version {release.version} in the registry", pairs)
+    return "the registry agrees with the release in every fact"
+
+
+def _of(store: Store, release: Release) -> Run:
+    return finished_run(store, release.model, release.run)
+
+
+def _run(store: Store, release: Release) -> str:
+    run = _of(store, release)
+    _same(f"run {run.id}", {"artifact": (f"sha256:{run.tags.get('wharf.artifact_sha256')}", release.artifact)})
+    return f"complete in MLflow at {store.uri}"
+
+
+def _data(store: Store, release: Release) -> str:
+    run = _of(store, release)
+    _same(f"run {run.id}", {"data": (f"sha256:{run.tags.get('wharf.data_sha256')}", release.data)})
+    digest = release.data.removeprefix("sha256:")
+    if not any(recorded and digest.startswith(recorded) for recorded in run.datasets):
+        raise Refusal(f"run {run.id}: its recorded dataset is {', '.join(run.datasets) or 'none'}")
+    source = run.tags.get("wharf.source")
+    return f"the run's recorded dataset{f', from {source}' if source else ''}"
+
+
+def _commit(workspace: Workspace, store: Store, release: Release) -> str:
+    run = _of(store, release)
+    _same(f"run {run.id}", {"commit": (run.tags.get("wharf.commit"), release.commit)})
+    try:
+        line = git(workspace.root, "log", "-1", "--format=%an, %aI: %s", f"{release.commit}^{{commit}}", "--")
+    except CommandFailed:
+        raise Refusal("is not in this repository; `git fetch` may bring it") from None
+    if run.tags.get("wharf.dirty") == "true":
+        raise Refusal("the run was trained with uncommitted changes, which are in no commit")
+    return line
+
+
+def _evidence(store: Store, release: Release) -> str:
+    content = evidence_bytes(store, release.model, release.run, release.evidence.removeprefix("sha256:"))
+    proof = record.load(content, "evidence.json")
+    _same("evidence.json", {"run": (proof.run, release.run), "verdict": (proof.verdict, "passed")})
+    _same("evidence.json", {"artifact": (f"sha256:{proof.artifact_sha256}", release.artifact)})
+    return f"passed all {len(proof.checks)} checks on {proof.rows} held-out rows; digest of the download agrees"
+
+
+def _artifact(store: Store, release: Release) -> str:
+    run = _of(store, release)
+    _, path = serving_file(store, run)
+    content = store.read(run, path)
+    _same(path, {"sha256": (f"sha256:{sha256_bytes(content)}", release.artifact)})
+    return f"{path}, {len(content):,} bytes; digest of the download agrees"
+
+
+def _bento(workspace: Workspace, release: Release) -> str:
+    from ci.build import content_hash
+
+    tag = release.bento.partition(":")[2]
+    folder = workspace.bento_store / "bentos" / release.model / tag
+    if not folder.is_dir():
+        return "not in this machine's store, so not opened"
+    files = sorted(folder.glob("src/model/artifact.*"))
+    if not files:
+        raise Refusal("the bento in the store holds no artifact")
+    pairs: dict[str, tuple[str | None, str]] = {
+        "artifact": (f"sha256:{sha256_file(files[0])}", release.artifact),
+        "content hash": (content_hash(folder / "src")[:16], tag),
+    }
+    _same("the bento in the store", pairs)
+    return "in the store; its content has the hash that is its tag, and the same artifact"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="name of the model")
+    parser.add_argument("--env", required=True, help="environment whose release to follow")
+    parser.add_argument("--json", action="store_true", help="print the links as JSON")
+
+
+def main(workspace: Workspace, options: argparse.Namespace) -> int:
+    found = lineage(workspace, options.model, options.env)
+    if options.json:
+        print(json.dumps(found.as_dict(), indent=2))
+    else:
+        rows = [["✓" if link.ok else "✗", link.link, link.value, link.detail] for link in found.links]
+        print(table(["", "LINK", "VALUE", "WHAT WAS FOUND"], rows))
+    broken = [link for link in found.links if not link.ok]
+    if broken:
+        raise Refusal(
+            [f"{found.model} in {found.environment}: {link.link} {link.value}: {link.detail}" for link in broken],
+            tip="what runs cannot be proven: promote a version whose links hold",
+        )
+    if not options.json:
+        print(paint("every link holds", "green"))
+    return 0
