@@ -31,7 +31,7 @@ def _family(name: str, needles: Sequence[str], pattern: str) -> Family:
 
 
 # Between a name and its value: `NAME=`, `NAME: "`, `"NAME": "`, or the two lines of a container's env entry.
-_IS = r"""["']?\s*(?:[=:]|,|\n\s*-?\s*["']?value["']?\s*:)\s*["']?"""
+_IS = r"""["']?\]?\s*(?:[=:]|,|\n\s*-?\s*["']?value["']?\s*:)\s*["']?"""
 
 # Shapes as their issuers document them, and as gitleaks and GitHub's secret scanning look for them.
 FAMILIES = (
