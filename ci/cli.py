@@ -22,6 +22,7 @@ COMMANDS = {
     "up": ("ci.up", "start the local platform and carry the models through the loop"),
     "down": ("ci.down", "stop all that `up` started"),
     "new": ("ci.new", "make the directory of a new model"),
+    "models": ("ci.models", "list the models, or those that a change touches"),
     "train": ("ci.train", "train a model and record the run in MLflow"),
     "gate": ("ci.gate", "check a run on held-out data and write the evidence"),
     "register": ("ci.registry", "make a gated run an exact version"),
