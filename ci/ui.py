@@ -132,9 +132,7 @@ def _index(pages: Sequence[ModelPage], environments: Sequence[str], mlflow: str)
         for page in pages
     ]
     overview = html.table(["model", "team", *environments, "drift", "newest version"], rows)
-    links = html.paragraph(
-        html.join(html.text("Runs and versions are in "), html.link("MLflow", mlflow), html.text("."))
-    )
+    links = html.paragraph(html.join(html.text("Runs and versions:"), html.link("MLflow", mlflow)))
     note = "What git says should run in each environment, and how it is."
     return html.page("Models", [html.Section("Overview", overview, note), html.Section("Links", links)])
 
@@ -202,13 +200,15 @@ def _versions(page: ModelPage, mlflow: str) -> html.Html:
     ]
     numeric = range(2, 2 + len(metrics))
     listed = html.table(["version", "runs in", *metrics, "run", "commit"], rows, numeric=list(numeric))
+    if len(page.versions) == 1:  # a line needs two points
+        return listed
     return html.join(listed, html.grid([_over_versions(page, metric) for metric in page.spec.gate.metrics]))
 
 
 def _over_versions(page: ModelPage, metric: str) -> html.Html:
     known = [row for row in reversed(page.versions) if metric in row.metrics]
     numbers = [float(row.number) for row in known]
-    if not known:
+    if len(known) < 2:
         return html.Html("")
     series = [charts.Series(metric, numbers, [row.metrics[metric] for row in known])]
     rule = page.spec.gate.metrics[metric]
@@ -217,8 +217,6 @@ def _over_versions(page: ModelPage, metric: str) -> html.Html:
         if bound is not None:
             series.append(charts.Series(f"{name} allowed", ends, [bound, bound], charts.COLOURS[1], dashed=True))
     title = f"{metric} by version"
-    if len(known) == 1:  # a line needs two points
-        return charts.points(title, [*series], "version", metric)
     return charts.lines(title, series, "version", metric)
 
 
@@ -250,7 +248,7 @@ def _history(page: ModelPage) -> html.Html:
         return html.paragraph("Never released.")
     rows = [
         [
-            entry["when"],
+            str(entry["when"])[:16].replace("T", " "),
             entry["environment"],
             entry["action"],
             f"{_v(entry['from'])} → {_v(entry['to'])}",

@@ -6,7 +6,9 @@ The tests of this file are one story in order, on one platform that the first of
 from __future__ import annotations
 
 import json
+import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -137,6 +139,37 @@ def test_a_new_model_works_as_it_stands(user: User) -> None:
     example = [column["min"] for column in contract["data"]["columns"]]
     answer = requests.post(row["url"] + "/predict", json={"rows": [example]}, timeout=10)
     assert answer.status_code == 200, answer.text
+
+
+def test_the_pages_in_a_real_browser(user: User, tmp_path: Path) -> None:
+    browser = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chrome")
+    if browser is None:
+        pytest.skip("no Chromium or Chrome on the PATH")
+    index = user.wharf("ui").strip()
+    overview = dom(browser, index, tmp_path)
+    for name in ("tumor", "digits", "movies", "wine"):
+        assert f'href="{name}.html"' in overview
+    tumor = dom(browser, index.replace("index.html", "tumor.html"), tmp_path)
+    assert "no target answers" not in tumor
+    assert "<svg" in tumor  # metrics over versions
+    assert "drift-prod.html" in tumor
+    report = dom(browser, index.replace("index.html", "reports/tumor/v1.html"), tmp_path)
+    assert "passed" in report
+
+
+def dom(browser: str, address: str, folder: Path) -> str:
+    """Return the page as the browser understood it; fails when the browser reports an error on it."""
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    flags += ["--disable-component-update", "--disable-sync", "--disable-quic", f"--user-data-dir={folder / 'profile'}"]
+    done = subprocess.run(
+        [browser, *flags, "--enable-logging=stderr", "--dump-dom", address],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert "CONSOLE" not in done.stderr, done.stderr
+    return done.stdout
 
 
 def test_down_stops_everything(user: User) -> None:
