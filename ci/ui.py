@@ -152,8 +152,11 @@ def _cell(page: ModelPage, environment: str) -> html.Html:
 def _drift_badge(page: ModelPage) -> html.Html:
     if not page.drift:
         return html.text("not measured")
-    alerts = sum(len(report["alerts"]) for report in page.drift.values())
-    return html.badge(f"{alerts} alerts", "bad") if alerts else html.badge("none", "good")
+    return _alerts_badge(sum(len(report["alerts"]) for report in page.drift.values()))
+
+
+def _alerts_badge(count: int) -> html.Html:
+    return html.badge(f"{count} alert{'s' * (count != 1)}", "bad") if count else html.badge("no alert", "good")
 
 
 def _model(page: ModelPage, environments: Sequence[str], mlflow: str) -> str:
@@ -228,9 +231,7 @@ def _drift(page: ModelPage) -> html.Html:
         worst = sorted(report["features"], key=lambda found: -(found["effect"] or 0) / found["threshold"])[:5]
         rows = [[found["feature"], found["method"], _figure(found["effect"]), found["threshold"]] for found in worst]
         full = html.link("the report", f"reports/{page.spec.name}/drift-{environment}.html")
-        mood = (
-            html.badge(f"{len(report['alerts'])} alerts", "bad") if report["alerts"] else html.badge("no alert", "good")
-        )
+        mood = _alerts_badge(len(report["alerts"]))
         head = html.join(html.text(f"{environment}, v{report['version']}, {report['rows']} rows: "), mood, full)
         parts += [
             html.paragraph(head),

@@ -70,7 +70,7 @@ def test_drift_shows_what_moved_most(page: ModelPage) -> None:
     report = {"version": 2, "rows": 500, "features": features, "alerts": ["mean_radius drifted"]}
     shown = _model(replace(page, drift={"dev": report}), ENVIRONMENTS, "")
     assert shown.index("mean_radius") < shown.index("mean_area") < shown.index("mean_texture")
-    assert "1 alerts" in shown
+    assert "1 alert<" in shown
 
 
 def test_what_a_person_wrote_is_escaped(page: ModelPage) -> None:
