@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from sklearn.datasets import load_breast_cancer
@@ -18,8 +19,9 @@ def load(source: Path | None) -> pd.DataFrame:
         if "diagnosis" in frame:
             frame["diagnosis"] = frame["diagnosis"].replace({"benign": 0, "malignant": 1})
         return frame
-    bundle = load_breast_cancer(as_frame=True)
-    frame = bundle.data.rename(columns=lambda name: name.replace(" ", "_"))
+    measurements: Any
+    benign: Any
+    measurements, benign = load_breast_cancer(return_X_y=True, as_frame=True)
+    frame = measurements.rename(columns=lambda name: name.replace(" ", "_"))
     # scikit-learn counts benign as 1; here the positive class is the one that must not be missed.
-    frame["diagnosis"] = 1 - bundle.target
-    return frame
+    return frame.assign(diagnosis=1 - benign)
