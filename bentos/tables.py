@@ -16,6 +16,7 @@ from bentos.predictors import Predictor
 from bentos.schema import Column
 
 _NUMBERS = {float, int}
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ def _encode(column: Column, value: Any, i: int, faults: list[Fault]) -> float:
         faults.append(fault("rows", i, column.name, msg=f"must be a number, not {shown(value)}"))
     elif column.type == "int" and value != int(value):
         faults.append(fault("rows", i, column.name, msg=f"must be a whole number, not {shown(value)}"))
-    elif abs(value) > np.finfo(np.float32).max:
+    elif abs(value) > _FLOAT32_MAX:
         faults.append(fault("rows", i, column.name, msg=f"is too large for a 32-bit float: {shown(value)}"))
     else:
         return float(value)
