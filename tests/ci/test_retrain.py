@@ -104,7 +104,6 @@ def trained(workspace: Workspace, mlflow_uri: str, monkeypatch: pytest.MonkeyPat
     from ci.train import train
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_uri)
-    # A name of its own: the server is shared by all tests of the session.
     origin.ensure(workspace)
     run = train(workspace, "tumor")
     gate(workspace, "tumor", run.run_id)
