@@ -17,7 +17,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -39,6 +39,7 @@ FIRST_PORT = 8400
 PORTS = 200  # tried from the first one before any free one is taken
 POLL_SECONDS = 0.3  # how often the branch is looked at (two stat calls)
 REREAD_SECONDS = 5.0  # how often git is asked although the files look the same
+PORT_PATIENCE = 2.0  # seconds
 HEARTBEAT_SECONDS = 2.0
 DEFAULT_LAUNCHER = "ci.local.agent:bento_launcher"
 # What a serving process gets from this machine's environment; nothing else, no keys and no settings.
@@ -198,18 +199,29 @@ class Agent:
         """Give the application its address: the one it had, else the first free one."""
         had = self.ports.get(app.key)
         others = set(self.ports.values())
-        first = [had] if had else []
-        for port in [*first, *(p for p in range(self.first_port, self.first_port + PORTS) if p not in others)]:
-            with contextlib.suppress(OSError):
-                await app.route.open(port)
-                break
-        else:
+        new = (port for port in range(self.first_port, self.first_port + PORTS) if port not in others)
+        # The port of an agent that was killed is free only a moment later: it is asked for again and again.
+        if not (had and await self._listen(app, [had], PORT_PATIENCE)) and not await self._listen(app, new):
             await app.route.open(processes.free_port())
         port = app.route.port
         if had and port != had:
             app.note = f"port {had} is taken by another program, the address is now on {port}"
             self._log(f"{app.key}: {app.note}")
         self.ports[app.key] = cast(int, port)
+
+    async def _listen(self, app: Reconciler, ports: Iterable[int], patience: float = 0.0) -> bool:
+        """Listen on the first of `ports` that is free, trying each for `patience` seconds; False when none is."""
+        for port in ports:
+            until = time.monotonic() + patience
+            while True:
+                try:
+                    await app.route.open(port)
+                    return True
+                except OSError:
+                    if time.monotonic() >= until:
+                        break
+                await asyncio.sleep(0.1)
+        return False
 
     async def _keep(self, key: Key) -> None:
         """Run the reconciler of `key` until it is pruned; wanted again meanwhile, it starts anew."""

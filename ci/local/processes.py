@@ -30,8 +30,6 @@ ROLE = "WHARF_ROLE"  # names what it is there: mlflow, agent or backend
 _CLOCK_SLACK = 2.0  # seconds: the creation time is counted from a boot time that moves when the clock is set
 _LOG_LIMIT = 10 * 1024 * 1024
 
-_children: dict[int, subprocess.Popen[bytes]] = {}
-
 
 @dataclass(frozen=True)
 class Mark:
@@ -39,6 +37,9 @@ class Mark:
 
     pid: int
     created: float
+
+
+_children: dict[int, tuple[Mark, subprocess.Popen[bytes]]] = {}  # by id; a newer child may get the id of an ended one
 
 
 def mark_of(raw: object) -> Mark | None:
@@ -78,17 +79,22 @@ def start(
             cwd=cwd,
             start_new_session=True,
         )
-    _children[child.pid] = child
     try:
-        created = psutil.Process(child.pid).create_time()
+        mark = Mark(child.pid, psutil.Process(child.pid).create_time())
     except psutil.NoSuchProcess:
-        created = time.time()
-    return Mark(child.pid, created), begins
+        mark = Mark(child.pid, time.time())
+    _children[child.pid] = mark, child
+    return mark, begins
+
+
+def _child(pid: int, created: float) -> subprocess.Popen[bytes] | None:
+    mark, child = _children.get(pid, (None, None))
+    return child if mark and abs(mark.created - created) < _CLOCK_SLACK else None
 
 
 def exit_code(mark: Mark) -> int | None:
     """Return the exit code of an ended process (negative: the signal), None while it runs or if it was not ours."""
-    child = _children.get(mark.pid)
+    child = _child(mark.pid, mark.created)
     return child.poll() if child else None
 
 
@@ -96,7 +102,7 @@ def alive(mark: Mark | None) -> bool:
     """Tell whether exactly this process still runs; a zombie does not."""
     if mark is None:
         return False
-    if (child := _children.get(mark.pid)) and child.poll() is not None:
+    if exit_code(mark) is not None:
         return False
     try:
         process = psutil.Process(mark.pid)
@@ -130,9 +136,10 @@ def members(mark: Mark) -> list[psutil.Process]:
 def owned(state: Path, *roles: str) -> list[psutil.Process]:
     """Return the processes in `roles` of the workspace with this state folder, this process left out."""
     found: list[psutil.Process] = []
-    for process in psutil.process_iter():
+    for pid in psutil.pids():  # `process_iter` keeps processes whose id was given away since
         try:
-            if process.pid != os.getpid():
+            process = psutil.Process(pid)
+            if pid != os.getpid():
                 env = process.environ()
                 if env.get(OWNER) == str(state) and env.get(ROLE) in roles:
                     found.append(process)
@@ -178,9 +185,9 @@ def _wait(processes: list[psutil.Process], seconds: float) -> list[psutil.Proces
 
 
 def _runs(process: psutil.Process) -> bool:
-    if child := _children.get(process.pid):
-        child.poll()  # collects it, so that no zombie is left
     try:
+        if child := _child(process.pid, process.create_time()):
+            child.poll()  # collects it, so that no zombie is left
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False

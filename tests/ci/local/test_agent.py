@@ -218,6 +218,7 @@ def test_a_taken_port_gives_another_address_and_says_so(agent: RunningAgent, ori
     agent.start()
     port = int(agent.healthy(1)["url"].rsplit(":", 1)[1])
     agent.kill()
+    assert processes.wait_until(lambda: processes.port_is_free(port), 5), "the system frees it a moment later"
     with socket.create_server(("127.0.0.1", port)):
         agent.start()
         app = agent.until(lambda a: a["health"] == "Healthy" and a["url"] != f"http://127.0.0.1:{port}")

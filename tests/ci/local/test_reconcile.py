@@ -69,7 +69,9 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
             if made.task:
                 await made.task
             await tools.retired()
-            assert made.running() == []
+            left = made.running()
+            processes.end(processes.owned(tmp_path, "backend"), grace=0)
+            assert left == []
 
 
 def test_it_says_missing_progressing_healthy(tmp_path: Path) -> None:
