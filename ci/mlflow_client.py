@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -123,9 +124,15 @@ class ClientStore(Store):
                 raise _unavailable(self.uri, error) from error
 
     def set_version_tags(self, model: str, number: int, tags: Mapping[str, str]) -> None:
-        with _reachable(self.uri):
-            for key, value in tags.items():
-                self._client.set_model_version_tag(model, str(number), key, value)
+        for key, value in tags.items():
+            for pause in (0.2, 0.6, 0.0):
+                try:
+                    self._client.set_model_version_tag(model, str(number), key, value)
+                    break
+                except MlflowException as error:  # another process set the same tag at the same moment
+                    if not pause:
+                        raise _unavailable(self.uri, error) from error
+                    time.sleep(pause)
 
 
 @contextmanager

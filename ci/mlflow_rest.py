@@ -7,6 +7,7 @@ started with `--no-serve-artifacts`; a run whose artifacts lie elsewhere (s3:, f
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ _CONNECT_S = 3.05
 _READ_S = 20.0
 _TRANSFER_S = 120.0
 _AGAIN = {429, 500, 502, 503, 504}  # a locked SQLite file and a busy proxy answer so; all but creation may be repeated
+# Two that set the same tag at once: the database lets one insert, and MLflow tells the other its raw error as a 400.
+_COLLISION = re.compile(r"\((sqlite3|psycopg2?|pymysql|MySQLdb|pyodbc)\b[\w.]*\)")
 _PROXY = "/api/2.0/mlflow-artifacts/artifacts"
 
 
@@ -226,7 +229,7 @@ class RestStore(Store):
         while True:
             with _reachable(self.uri):
                 answer = self._session.request(method, url, timeout=(_CONNECT_S, timeout), **rest)
-            if answer.status_code not in _AGAIN or not pauses:
+            if not pauses or not (answer.status_code in _AGAIN or _collided(answer)):
                 break
             time.sleep(pauses.pop(0))
         if answer.ok:
@@ -248,6 +251,10 @@ def _reachable(uri: str) -> Generator[None]:
         ) from None
 
 
+def _collided(answer: requests.Response) -> bool:
+    return answer.status_code == 400 and _COLLISION.search(answer.text) is not None
+
+
 def _refused(answer: requests.Response, uri: str, where: str, api: bool) -> Exception:
     """Return the exception that stands for an answer other than 2xx."""
     try:
@@ -266,7 +273,7 @@ def _refused(answer: requests.Response, uri: str, where: str, api: bool) -> Exce
     if answer.status_code in {401, 403}:
         tip = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
         return Mistake(line, tip=f"{tip}; a 403 may also mean the server's --allowed-hosts")
-    if answer.status_code >= 500 or answer.status_code == 429:
+    if answer.status_code >= 500 or answer.status_code == 429 or _collided(answer):
         return Unavailable(line, tip="see the log of the MLflow server")
     return Mistake(line)
 

@@ -180,21 +180,18 @@ def register(workspace: Workspace, name: str, run_id: str | None = None) -> int:
     store.ensure_model(
         name, spec.description, {"wharf.owner": spec.owner, "wharf.team": spec.team, "wharf.task": spec.task}
     )
-    mine = {"wharf.run": run.id}
-    version = _the_one(store, name, run.id) or _create(store, name, run, f"run {run.id}", mine)
+    version = _the_one(store, name, run.id) or _create(store, name, run)
     if "wharf.verdict" not in version.tags:
-        store.set_version_tags(
-            name,
-            version.number,
-            {
-                **mine,
-                "wharf.evidence_sha256": sha256,
-                "wharf.artifact_sha256": run.tags["wharf.artifact_sha256"],
-                "wharf.data_sha256": run.tags["wharf.data_sha256"],
-                "wharf.commit": run.tags["wharf.commit"],
-                "wharf.verdict": "passed",  # last: from here on the version is complete
-            },
-        )
+        tags = {
+            "wharf.run": run.id,
+            "wharf.evidence_sha256": sha256,
+            "wharf.artifact_sha256": run.tags["wharf.artifact_sha256"],
+            "wharf.data_sha256": run.tags["wharf.data_sha256"],
+            "wharf.commit": run.tags["wharf.commit"],
+            "wharf.verdict": "passed",  # last: from here on the version is complete
+        }
+        changed = {key: value for key, value in tags.items() if version.tags.get(key) != value}
+        store.set_version_tags(name, version.number, changed)
     return version.number
 
 
@@ -228,7 +225,7 @@ def _passing(store: Store, name: str, run: Run) -> str:
     return sha256
 
 
-def _create(store: Store, name: str, run: Run, description: str, tags: dict[str, str]) -> Version:
+def _create(store: Store, name: str, run: Run) -> Version:
     """Create a version of `run`, or return the one that somebody else created at the same time.
 
     MLflow cannot create "unless there is one of this run". So everybody creates, then looks: version numbers only
@@ -236,7 +233,7 @@ def _create(store: Store, name: str, run: Run, description: str, tags: dict[str,
     """
     for pause in (0.3, 1.0, 0.0):
         try:
-            store.create_version(name, run, description, tags)
+            store.create_version(name, run, f"run {run.id}", {"wharf.run": run.id})
         except Unavailable:  # a busy database; the version may have been made all the same
             if not pause:
                 raise
