@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import TypeAlias, cast
 
 Json: TypeAlias = "str | int | float | bool | Mapping[str, Json] | Sequence[Json] | None"
@@ -29,28 +30,30 @@ def dump(value: Mapping[str, Json]) -> str:
     return "\n".join(lines) + "\n"
 
 
+# The checks below are for dict and list, not Mapping and Sequence, whose isinstance is many times as slow.
+
+
 def _mapping(value: Mapping[str, Json], indent: str, first: str, lines: list[str]) -> None:
     """Write the entries of a mapping; the first line begins with `first` (a list item) instead of `indent`."""
     lead = first or indent
     for key, entry in value.items():
-        _entry(f"{lead}{_scalar(key)}:", entry, indent, lines)
+        head = f"{lead}{_text(key)}:"
+        if isinstance(entry, str):
+            lines.append(f"{head} {_text(entry)}")
+        elif isinstance(entry, dict) and entry:
+            lines.append(head)
+            _mapping(cast("Mapping[str, Json]", entry), indent + "  ", "", lines)
+        elif isinstance(entry, (list, tuple)) and entry:
+            lines.append(head)
+            _list(cast("Sequence[Json]", entry), indent + "  ", lines)
+        else:
+            lines.append(f"{head} {_scalar(entry)}")
         lead = indent
-
-
-def _entry(head: str, entry: Json, indent: str, lines: list[str]) -> None:
-    if isinstance(entry, Mapping) and entry:
-        lines.append(head)
-        _mapping(cast("Mapping[str, Json]", entry), indent + "  ", "", lines)
-    elif isinstance(entry, (list, tuple)) and entry:
-        lines.append(head)
-        _list(cast("Sequence[Json]", entry), indent + "  ", lines)
-    else:
-        lines.append(f"{head} {_scalar(entry)}")
 
 
 def _list(value: Sequence[Json], indent: str, lines: list[str]) -> None:
     for item in value:
-        if isinstance(item, Mapping) and item:
+        if isinstance(item, dict) and item:
             _mapping(cast("Mapping[str, Json]", item), indent + "  ", f"{indent}- ", lines)
         elif isinstance(item, (list, tuple)) and item:
             raise TypeError("a list directly in a list is in no manifest")
@@ -58,18 +61,23 @@ def _list(value: Sequence[Json], indent: str, lines: list[str]) -> None:
             lines.append(f"{indent}- {_scalar(item)}")
 
 
+@lru_cache(maxsize=4096)  # keys and most values come again in every manifest
+def _text(value: str) -> str:
+    if _PLAIN.fullmatch(value) and value.lower() not in _WORDS_WITH_A_MEANING:
+        return value
+    return json.dumps(value)
+
+
 def _scalar(value: object) -> str:
     if isinstance(value, str):
-        if _PLAIN.fullmatch(value) and value.lower() not in _WORDS_WITH_A_MEANING:
-            return value
-        return json.dumps(value)
+        return _text(value)
     if value is None:
         return "null"
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, (int, float)):
         return repr(value)
-    if isinstance(value, Mapping) and not value:
+    if isinstance(value, dict) and not value:
         return "{}"
     if isinstance(value, (list, tuple)) and not value:
         return "[]"

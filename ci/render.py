@@ -24,6 +24,7 @@ from models.spec import ModelSpec
 
 RELEASES = "gitops/releases"
 RENDERED = "gitops/rendered"
+_SHOWN = 100
 _HEADER = "# Written by `wharf render` from the release, model.yaml and the environment; edit nothing here by hand.\n"
 
 
@@ -56,12 +57,9 @@ def main(workspace: Workspace, options: argparse.Namespace) -> int:
 
 
 def _show(changes: Changes, total: int) -> None:
-    for path in changes.written:
-        print(f"write   {path}")
-    for path in changes.removed:
-        print(f"remove  {path}")
-    if not changes.written and not changes.removed:
-        print(f"nothing to change: {total} files in {RENDERED}/ are up to date")
+    lines = [f"write   {path}" for path in changes.written] + [f"remove  {path}" for path in changes.removed]
+    more = [f"… and {len(lines) - _SHOWN} more (--json shows all)"] if len(lines) > _SHOWN else []
+    print("\n".join([*lines[:_SHOWN], *more]) or f"nothing to change: {total} files in {RENDERED}/ are up to date")
 
 
 def render_release(pin: Release, spec: ModelSpec, environment: Environment) -> dict[str, str]:
@@ -140,7 +138,7 @@ def write(root: Path, wanted: Mapping[str, str]) -> Changes:
     """
     changes = compare(root, wanted)
     for path in changes.written:
-        write_atomic(root / path, wanted[path])
+        write_atomic(root / path, wanted[path], durable=False)  # git has it, or the next render makes it again
     for path in changes.removed:
         (root / path).unlink()
         for folder in (root / path).parents:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -56,16 +56,19 @@ def faults(path: str, manifest: object) -> list[str]:
     return [f"{path}: {fault}" for fault in found]
 
 
-def _images(value: object, where: str) -> Generator[tuple[str, str]]:
-    """Yield (place, image) of every container, in whatever kind it stands."""
-    if isinstance(value, Mapping):
-        for key, entry in cast("Mapping[str, object]", value).items():
-            place = f"{where}.{key}" if where else str(key)
+def _images(value: object, where: str) -> list[tuple[str, str]]:
+    """Return (place, image) of every container, in whatever kind it stands."""
+    found: list[tuple[str, str]] = []
+    if isinstance(value, dict):
+        for key, entry in cast("dict[str, object]", value).items():
             if key in _CONTAINERS and isinstance(entry, (list, tuple)):
                 for index, container in enumerate(cast("Sequence[object]", entry)):
-                    if isinstance(container, Mapping) and "image" in container:
-                        yield f"{place}.{index}.image", str(container["image"])
-            yield from _images(entry, place)
+                    if isinstance(container, dict) and "image" in container:
+                        place = f"{where}{key}.{index}.image"
+                        found.append((place, str(cast("dict[str, object]", container)["image"])))
+            if isinstance(entry, (dict, list, tuple)):
+                found += _images(cast("object", entry), f"{where}{key}.")
     elif isinstance(value, (list, tuple)):
         for index, entry in enumerate(cast("Sequence[object]", value)):
-            yield from _images(entry, f"{where}.{index}")
+            found += _images(entry, f"{where}{index}.")
+    return found
