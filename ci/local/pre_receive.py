@@ -25,8 +25,8 @@ PROPOSALS = ("refs/heads/promote/", "refs/heads/rollback/")
 
 
 def git(*arguments: str, env: dict[str, str] | None = None) -> str:
-    """Run git on this repository; its own complaints go to the pusher."""
-    done = subprocess.run(["git", *arguments], env=env, stdout=subprocess.PIPE, text=True, check=True)
+    """Run git on this repository and return what it says."""
+    done = subprocess.run(["git", *arguments], env=env, capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
 
@@ -119,9 +119,19 @@ def main() -> int:
     return 0
 
 
+def cause(error: OSError | subprocess.CalledProcessError) -> str:
+    """Say in one line why the push could not be judged."""
+    if isinstance(error, OSError):
+        return str(error)
+    said = str(error.stderr).strip().splitlines() or [f"code {error.returncode}"]
+    free = shutil.disk_usage(Path("wharf" if Path("wharf").is_dir() else ".")).free
+    more = " (the disk is full)" if free < 1_000_000 else ""
+    return f"git {error.cmd[1]}: {said[0]}{more}"
+
+
 if __name__ == "__main__":
     try:
         sys.exit(main())
     except (OSError, subprocess.CalledProcessError) as error:
-        print(f"ERROR  the push could not be checked, so it is refused: {error}", file=sys.stderr)
+        print(f"ERROR  the push could not be checked, so it is refused: {cause(error)}", file=sys.stderr)
         sys.exit(1)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 import pytest
+import requests
 
 from ci import remote
 from ci.errors import Refusal
+from ci.files import sha256_bytes
+from ci.mlflow_rest import RestStore
 from ci.promote import promote
 from ci.rollback import rollback
 from ci.shell import CommandFailed, git
@@ -85,3 +91,43 @@ def test_a_registry_that_is_down_or_forgot_refuses(workspace: Workspace, home: P
     with pytest.raises(Refusal, match="cannot be checked against the registry"):
         rollback(workspace, "tumor", "dev")
     assert main_of(home) == before
+
+
+def test_with_a_real_mlflow(
+    workspace: Workspace, home: Path, registry: RegistryDouble, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The double's facts of one version, put into a real server: promote and the hook read them there."""
+    known = registry.add("tumor", 1)
+    store = RestStore(mlflow_uri)
+
+    def call(endpoint: str, **fields: object) -> dict[str, Any]:
+        answer = requests.post(f"{mlflow_uri}/api/2.0/mlflow/{endpoint}", json=fields, timeout=30)
+        answer.raise_for_status()
+        return dict(answer.json())
+
+    experiment = call("experiments/create", name=f"promote-{uuid4().hex}")["experiment_id"]
+    run = store.run(call("runs/create", experiment_id=experiment)["run"]["info"]["run_id"])
+    assert run is not None
+    call("runs/update", run_id=run.id, status="FINISHED")
+    store.set_run_tags(
+        run.id, {"wharf.model": "tumor", "wharf.state": "complete", "wharf.artifact_sha256": known.artifact}
+    )
+    document = json.loads(registry.artifacts[f"{known.run}/evidence/evidence.json"]) | {"run": run.id}
+    content = json.dumps(document).encode()
+    digest = sha256_bytes(content)
+    run = store.run(run.id)
+    assert run is not None
+    store.write(run, "evidence/evidence.json", content)
+    tags = registry.versions["tumor", 1] | {"wharf.run": run.id, "wharf.evidence_sha256": digest}
+    store.ensure_model("tumor", "Tumours", {})
+    number = store.create_version("tumor", run, "run", tags).number
+    registry.close()  # nobody asks the double from here on
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_uri)
+    made = promote(workspace, "tumor", "dev", version=number)
+    assert main_of(home) == made.commit
+    release = released(home, "dev", "tumor")
+    assert release is not None
+    assert (release.version, release.run, release.evidence) == (number, run.id, f"sha256:{digest}")
+    store.set_version_tags("tumor", number, {"wharf.verdict": "refused"})
+    with pytest.raises(Refusal, match="did not pass the gate"):
+        promote(workspace, "tumor", "staging")

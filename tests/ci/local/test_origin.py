@@ -203,6 +203,17 @@ def test_a_checkout_that_was_killed_is_made_again(workspace: Workspace, home: Pa
     assert main_of(home) == new
 
 
+def test_a_checkout_that_cannot_be_written_refuses_in_one_line(workspace: Workspace, home: Path) -> None:
+    (home / "wharf").mkdir()
+    (home / "wharf" / "index.lock").mkdir()  # in the way of git's index, for root too
+    (home / "wharf" / "index.lock" / "x").touch()
+    before = main_of(home)
+    save(workspace, "New", **{"README.md": "new"})
+    (line,) = refused(workspace, "HEAD:main")
+    assert line.startswith("ERROR  the push could not be checked, so it is refused: ")
+    assert main_of(home) == before
+
+
 def test_a_push_killed_while_it_is_judged_leaves_main_and_can_be_repeated(workspace: Workspace, home: Path) -> None:
     before = main_of(home)
     new = save(workspace, "Slow", SLOW="2", REFUSE="")
