@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import difflib
 import keyword
+import math
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 Task = Literal["binary", "multiclass", "regression", "ranking"]
@@ -39,6 +40,10 @@ METRICS: dict[str, dict[str, bool]] = {
 _Settings = TypeVar("_Settings", bound=BaseModel)
 
 
+# Columns that a run's reference.parquet holds besides those of the contract.
+RESERVED = frozenset({"prediction", "score"})
+
+
 class SpecError(Exception):
     """A `model.yaml` that cannot be used; `lines` holds one line a fault, each with file and path."""
 
@@ -50,7 +55,7 @@ class SpecError(Exception):
 class Strict(BaseModel):
     """Unknown keys are refused, and what was read is not changed."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Column(Strict):
@@ -75,6 +80,8 @@ class Column(Strict):
             raise ValueError(f"'values' belongs to a category column, this one is {self.type}")
         if self.type == "category" and (self.min is not None or self.max is not None):
             raise ValueError("'min' and 'max' do not apply to a category column")
+        if twice := _twice(self.values or []):
+            raise ValueError(f"value '{twice}' is listed twice")
         return self
 
     def names(self) -> list[str]:
@@ -95,8 +102,12 @@ class Source(Strict):
     def _possible(self) -> Source:
         if self.kind == "url" and not (self.url and self.sha256):
             raise ValueError("a url source needs 'url' and 'sha256'")
+        if self.url and not self.url.startswith(("https://", "http://")):
+            raise ValueError(f"url '{self.url}' must begin with https:// or http://")
         if self.kind == "file" and not self.path:
             raise ValueError("a file source needs 'path', relative to the model directory")
+        if self.path and (PurePosixPath(self.path).is_absolute() or ".." in PurePosixPath(self.path).parts):
+            raise ValueError(f"path '{self.path}' must be inside the model directory")
         if self.kind == "builtin" and (self.url or self.path or self.sha256):
             raise ValueError("a builtin source has no 'url', 'path' or 'sha256'")
         return self
@@ -115,10 +126,10 @@ class Data(Strict):
 
     @model_validator(mode="after")
     def _possible(self) -> Data:
-        names = self.names()
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"column '{twice[0]}' is declared twice")
+        if twice := _twice(self.names()):
+            raise ValueError(f"column '{twice}' is declared twice")
+        for name in RESERVED.intersection([*self.names(), self.target]):
+            raise ValueError(f"column '{name}': the name is taken, monitoring writes what was predicted under it")
         return self
 
     def names(self) -> list[str]:
@@ -130,12 +141,20 @@ class Data(Strict):
         return {name: column for column in self.columns for name in column.names()}
 
 
+def _parameter(value: object) -> float | int | str | bool:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"must be a finite number, not {value}")
+    if isinstance(value, (bool, int, float, str)):
+        return value
+    raise ValueError(f"must be a number, text, true or false, not {_shown(value)}")
+
+
 class Training(Strict):
     """How the model is fitted: the function `entry` of train.py gets the training rows, `params` and `seed`."""
 
     entry: Annotated[str, Field(pattern=r"^[a-z_]+:[a-z_]+$")] = "train:fit"
-    params: dict[str, float | int | str | bool] = {}
-    seed: int = 0
+    params: dict[str, Annotated[float | int | str | bool, PlainValidator(_parameter)]] = {}
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
 
 class AgainstChampion(Strict):
@@ -239,7 +258,7 @@ class Retraining(Strict):
         if self.schedule is not None:
             from croniter import croniter  # only here: most readers of a spec never need it
 
-            if not croniter.is_valid(self.schedule):
+            if len(self.schedule.split()) != 5 or not croniter.is_valid(self.schedule):
                 raise ValueError(f"schedule '{self.schedule}' is not a five-field cron line such as '0 3 * * 1'")
         return self
 
@@ -288,6 +307,11 @@ class ModelSpec(Strict):
     @model_validator(mode="after")
     def _possible(self) -> ModelSpec:
         faults = [*_name_faults(self.name), *_data_faults(self), *_metric_faults(self), *_drift_faults(self)]
+        if (self.serving.artifact == "npz") != (self.task == "ranking"):
+            fitting = "npz" if self.task == "ranking" else "onnx or skops"
+            faults.append(
+                f"serving.artifact: {self.serving.artifact} does not serve a {self.task} model, {fitting} does"
+            )
         if faults:
             raise ValueError("\n".join(faults))
         return self
@@ -320,7 +344,7 @@ def _data_faults(spec: ModelSpec) -> list[str]:
         if missing:
             faults.append(f"data.columns: a ranking model needs the column '{missing[0]}'")
         if data.target != "rating":
-            faults.append("data.target: of a ranking model is 'rating'")
+            faults.append(f"data.target: of a ranking model must be 'rating', not '{data.target}'")
     return faults
 
 
@@ -333,14 +357,41 @@ def _metric_faults(spec: ModelSpec) -> list[str]:
     for path, metric in used:
         if metric not in known:
             faults.append(f"{path}: a {spec.task} model has no metric '{metric}'{_near(metric, known)}")
+    for path, more_is_better, bound in _bounds(spec):
+        if more_is_better and bound.max is not None and bound.min is None:
+            faults.append(f"{path}: more of it is better, so 'max' alone would pass the worst: give 'min'")
+        elif not more_is_better and bound.min is not None and bound.max is None:
+            faults.append(f"{path}: less of it is better, so 'min' alone would pass the worst: give 'max'")
     for i, part in enumerate(spec.gate.slices):
         if part.column not in spec.data.names():
             faults.append(f"gate.slices.{i}.column: no column '{part.column}'{_near(part.column, spec.data.names())}")
     return faults
 
 
+def _bounds(spec: ModelSpec) -> list[tuple[str, bool, Metric | Slice | PerformanceTrigger]]:
+    """Return every place with a bound on a known metric: its path, whether more is better, and the bound."""
+    places: list[tuple[str, str, Metric | Slice | PerformanceTrigger]] = [
+        (f"gate.metrics.{name}", name, metric) for name, metric in spec.gate.metrics.items()
+    ]
+    places += [(f"gate.slices.{i}", part.metric, part) for i, part in enumerate(spec.gate.slices)]
+    if spec.retraining.performance:
+        places.append(("retraining.performance", spec.retraining.performance.metric, spec.retraining.performance))
+    known = METRICS[spec.task]
+    return [(path, known[name], bound) for path, name, bound in places if name in known]
+
+
+def _twice(words: list[str]) -> str | None:
+    """Return the first of `words` that stands there more than once."""
+    return next((word for i, word in enumerate(words) if word in words[:i]), None)
+
+
 def _drift_faults(spec: ModelSpec) -> list[str]:
-    columns, faults = spec.data.by_name(), []
+    columns, faults = spec.data.by_name(), list[str]()
+    trigger = spec.retraining.drift
+    if trigger and trigger.features > len(columns):
+        faults.append(
+            f"retraining.drift.features: {trigger.features} can never drift, the model has {len(columns)} columns"
+        )
     for name, rule in spec.drift.features.items():
         if name not in columns:
             faults.append(f"drift.features.{name}: no such column{_near(name, list(columns))}")
@@ -351,8 +402,14 @@ def _drift_faults(spec: ModelSpec) -> list[str]:
 
 def load(folder: Path) -> ModelSpec:
     """Read `folder/model.yaml`; raises SpecError with one line a fault."""
-    path = folder / "model.yaml"
-    return parse(path.read_text(encoding="utf-8"), where=f"models/{folder.name}/model.yaml", folder=folder.name)
+    where = f"models/{folder.name}/model.yaml"
+    try:
+        text = (folder / "model.yaml").read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise SpecError([f"{where}: is not UTF-8 text (byte {error.start})"]) from None
+    except OSError as error:
+        raise SpecError([f"{where}: cannot be read: {error.strerror}"]) from None
+    return parse(text, where, folder.name)
 
 
 def read(text: str, where: str, settings: type[_Settings]) -> _Settings:
@@ -426,6 +483,8 @@ def _fault_lines(fault: ErrorDetails, settings: type[BaseModel]) -> list[str]:
     kind, given = fault["type"], fault.get("input")
     if kind == "extra_forbidden":
         return [f"{path}: unknown key{_near(str(fault['loc'][-1]), _keys_at(fault['loc'][:-1], settings))}"]
+    if kind == "invalid_key":
+        return [f"{path}: a key must be text, not {_shown(given)}"]
     if kind == "missing":
         return [f"{path}: is missing"]
     if kind == "value_error":
@@ -435,9 +494,11 @@ def _fault_lines(fault: ErrorDetails, settings: type[BaseModel]) -> list[str]:
         allowed = re.findall(r"'([^']*)'", str(fault["ctx"]["expected"])) if "ctx" in fault else []
         return [f"{path}: '{given}' is not one of {', '.join(allowed)}{_near(str(given), allowed)}"]
     if kind in _EXPECTED:
-        return [f"{path}: {_EXPECTED[kind]}, not {_shown(given)}"]
-    message = fault["msg"].removeprefix("Value error, ")
-    return [f"{path}: {message[0].lower()}{message[1:]}, not {_shown(given)}"]
+        quote = " (put it in quotes)" if kind == "string_type" and isinstance(given, (bool, int, float)) else ""
+        return [f"{path}: {_EXPECTED[kind]}, not {_shown(given)}{quote}"]
+    message = re.sub(r"^(Value error, |(Input|String|Keys|List|Dictionary) should )", "must ", fault["msg"])
+    message = re.sub(r" after validation, not \d+$", "", message)
+    return [f"{path}: {message}, not {_shown(given)}"]
 
 
 def _shown(value: object) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from sklearn.datasets import load_digits
@@ -15,5 +16,7 @@ def load(source: Path | None) -> pd.DataFrame:
     """
     if source is not None:
         return pd.read_csv(source)
+    images: Any
+    digits: Any
     images, digits = load_digits(return_X_y=True)
     return pd.DataFrame(images, columns=[f"pixel_{i}" for i in range(64)]).assign(digit=digits)
