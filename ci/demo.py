@@ -245,8 +245,12 @@ def text_of(shown: Demo) -> str:
     ]
     if outcome.challenger is None:
         return "\n".join([*lines, "No retraining trigger fired, so nothing was trained."])
-    lines.append(f"Version {outcome.challenger} was trained with these rows, passed the gate and is only proposed:")
-    lines += [f"  {outcome.summary}", "Look at it, then accept it:", *(f"  {line}" for line in outcome.next_steps)]
+    lines.append(f"Version {outcome.challenger} was trained with these rows too and passed the gate, on held-out rows:")
+    lines += [f"  {line}" for line in outcome.against]
+    lines += ["Nothing was deployed:", f"  {outcome.summary}"]
+    if not outcome.next_steps:
+        return "\n".join([*lines, f"The drift report: {shown.shifted.path}"])
+    lines += ["Look at it, then accept it:", *(f"  {line}" for line in outcome.next_steps)]
     return "\n".join([*lines, f"The drift report: {shown.shifted.path}"])
 
 

@@ -39,9 +39,10 @@ class Outcome:
     run: str | None = None
     challenger: int | None = None  # version that is proposed
     proposed_to: str | None = None
-    changed: bool = False  # False with a challenger: it is released there already
+    changed: bool = False  # False with a challenger: it was proposed before, or is released there already
     branch: str = ""
     url: str = ""
+    against: tuple[str, ...] = ()  # the gate's comparisons with the champion on the same held-out rows, a line each
     summary: str = ""
     next_steps: tuple[str, ...] = ()
 
@@ -138,17 +139,15 @@ def _challenge(workspace: Workspace, spec: ModelSpec, found: Outcome) -> Outcome
         run = train(workspace, name, newer=newer)
         shown.note = f"run {run.run_id[:8]}{' (already there)' if run.reused else ''}"
     with step(f"gate {name}") as shown:
-        shown.note = gate(workspace, name, run.run_id).verdict
+        evidence = gate(workspace, name, run.run_id)
+        shown.note = evidence.verdict
     with step(f"register {name}") as shown:
         version = register(workspace, name, run.run_id)
         shown.note = f"version {version}"
     with step(f"build {name}") as shown:
         shown.note = build(workspace, name, version).tag
-    there = _branches(workspace)
     with step(f"propose version {version} to {first}"):
         made = promote(workspace, name, first, version=version, propose=True)
-    again = made.changed and there.get(f"refs/heads/{made.branch}") == made.commit
-    summary = f"{made.summary}; it was proposed before, there is no second proposal" if again else made.summary
     return Outcome(
         model=name,
         environment=found.environment,
@@ -159,19 +158,17 @@ def _challenge(workspace: Workspace, spec: ModelSpec, found: Outcome) -> Outcome
         run=run.run_id,
         challenger=version,
         proposed_to=first,
-        changed=made.changed and not again,
+        changed=made.changed,
         branch=made.branch,
         url=made.url,
-        summary=summary,
+        against=tuple(
+            f"{check.name.removeprefix('metric.').removesuffix('.champion')}: {check.detail}"
+            for check in evidence.checks
+            if check.name.endswith(".champion")
+        ),
+        summary=made.summary,
         next_steps=tuple(made.next_steps),
     )
-
-
-def _branches(workspace: Workspace) -> dict[str, str]:
-    """Return the branches of the target (ref: commit) before the proposal, to tell a new one from an old one."""
-    from ci import remote
-
-    return remote.heads(workspace.root, remote.target(workspace))
 
 
 def line_of(trigger: Trigger) -> str:
@@ -210,4 +207,5 @@ def text_of(found: Outcome, dry_run: bool = False) -> str:
         lines.append(what or "no trigger fired: nothing to do")
         return "\n".join(lines)
     lines.append(f"retrained ({found.why}) with {found.rows} labelled rows more: run {found.run}")
+    lines += [f"  {line}" for line in found.against]
     return "\n".join([*lines, found.summary, *(f"  {line}" for line in found.next_steps)])
