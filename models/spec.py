@@ -405,8 +405,8 @@ def load(folder: Path) -> ModelSpec:
     where = f"models/{folder.name}/model.yaml"
     try:
         text = (folder / "model.yaml").read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise SpecError([f"{where}: is not UTF-8 text (byte {error.start})"]) from None
+    except UnicodeDecodeError:
+        raise SpecError([f"{where}: is not UTF-8 text"]) from None
     except OSError as error:
         raise SpecError([f"{where}: cannot be read: {error.strerror}"]) from None
     return parse(text, where, folder.name)

@@ -91,7 +91,7 @@ def test_what_was_read_cannot_be_changed() -> None:
 def test_a_file_that_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "tumor").mkdir()
     (tmp_path / "tumor" / "model.yaml").write_bytes(b"name: t\xff\n")
-    with pytest.raises(SpecError, match=r"^models/tumor/model.yaml: is not UTF-8 text \(byte 7\)$"):
+    with pytest.raises(SpecError, match=r"^models/tumor/model.yaml: is not UTF-8 text$"):
         load(tmp_path / "tumor")
 
 
