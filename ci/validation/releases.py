@@ -58,8 +58,6 @@ def _check_model(root: Path, environments: Mapping[str, Environment] | None, nam
             found.faults += _missing_parts(root, spec)
         except SpecError as error:
             found.faults += error.lines
-        except UnicodeDecodeError:
-            found.faults.append(f"models/{name}/model.yaml: is not UTF-8 text")
     elif (root / "bentos" / name / "service.py").is_file():
         found.faults.append(f"bentos/{name}/: there is no model '{name}' (add models/{name}/model.yaml or remove it)")
     for environment in sorted(released):

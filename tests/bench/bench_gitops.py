@@ -10,7 +10,7 @@ start included; three rounds, ours and theirs in turn, the median is shown (the 
 - The peers get one overlay a release over a shared base, with what differs between our releases (namespace, image,
   annotations, variables, autoscaling). They neither ask a registry nor look for secrets nor at the order. kubeconform
   reads the same schemas, from a folder. Where kustomize or kubeconform is not on the PATH, their rows are left out:
-      go install sigs.k8s.io/kustomize/kustomize/v5@latest github.com/yannh/kubeconform/cmd/kubeconform@v0.7.0
+      go install sigs.k8s.io/kustomize/kustomize/v5@v5.7.1 github.com/yannh/kubeconform/cmd/kubeconform@v0.7.0
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ def test_a_file_that_is_not_text(tree: Path) -> None:
     for path in ("models/wine/model.yaml", "gitops/releases/dev/tumor.yaml", "gitops/rendered/dev/wine/service.yaml"):
         (tree / path).write_bytes(b"\xff\xfe")
     faults = validate(tree)
-    assert "models/wine/model.yaml: is not UTF-8 text" in faults
+    assert any(fault.startswith("models/wine/model.yaml: is not UTF-8 text") for fault in faults)
     assert "gitops/releases/dev/tumor.yaml: is not UTF-8 text" in faults
 
 
@@ -362,7 +362,7 @@ def test_many_files_are_checked_by_several_processes(
     edit(tree, "models/tumor/model.yaml", "owner: someone", "owner: 3")
     (tree / "gitops/rendered/dev/wine/service.yaml").unlink()
     faults = check(tree).faults
-    assert faults[0] == "models/tumor/model.yaml: owner: must be text, not int 3"
+    assert faults[0].startswith("models/tumor/model.yaml: owner: must be text, not int 3")
     assert len(faults) == 2
 
 
