@@ -164,13 +164,15 @@ def push(root: Path, remote: Remote, *moves: Push) -> list[str]:
         raise Moved(f"{remote.name} moved meanwhile")
     if "[remote rejected]" in outcome:
         reason = re.search(r"\[remote rejected\] \((.+?)\)", outcome)
-        faults = [line.removeprefix("ERROR  ") for line in said if not line.startswith("TIP  ")]
+        faults = [line for line in said if not line.startswith("TIP  ")]
         tips = [line.removeprefix("TIP  ") for line in said if line.startswith("TIP  ")]
         why = reason.group(1) if reason else "no reason given"
         if "unpack" in why:  # it could not even store the objects
             cause = next((line.removeprefix("fatal: ") for line in faults), why)
             raise Unavailable(f"{remote.name} could not store the commit, nothing was changed there: {cause}")
-        raise Refusal([f"{remote.name} refused the push: {why}", *faults], tip="; ".join(tips))
+        # Beside its faults a check may have printed its progress; a check of another kind prints what it likes.
+        marked = [line.removeprefix("ERROR  ") for line in said if line.startswith("ERROR  ")]
+        raise Refusal([f"{remote.name} refused the push: {why}", *(marked or faults)], tip="; ".join(tips))
     raise _unreachable(remote, CommandFailed(command, done.returncode, done.stderr))
 
 

@@ -140,3 +140,21 @@ def test_uv_is_the_one_that_the_makefile_installs() -> None:
     assert wanted
     used = {step["with"]["version"] for _, step in steps() if "setup-uv" in step.get("uses", "")}
     assert used == {wanted[1]}
+
+
+def test_the_documented_gitlab_pipeline_follows_its_schema(tmp_path: Path) -> None:
+    found = re.search(r"```yaml\n(.*?)```", (ROOT / "docs" / "ci.md").read_text(), re.DOTALL)
+    assert found
+    pipeline = tmp_path / ".gitlab-ci.yml"
+    pipeline.write_text(found[1])
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.gitlab-ci"]
+    done = subprocess.run([*command, str(pipeline)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = [line for job in ("validate", "deliver") for line in yaml.safe_load(found[1])[job]["script"]]
+    commands = re.findall(r"\.venv/bin/wharf ([^)|;\n]*)", "\n".join(lines))
+    assert len(commands) == 3
+    for command in commands:
+        words = command.split()
+        parser = argparse.ArgumentParser()
+        importlib.import_module(COMMANDS[words[0]][0]).arguments(parser)
+        parser.parse_args(words[1:])
