@@ -275,7 +275,8 @@ def _ranking(_spec: ModelSpec, models: Sequence[tuple[str, Scored]]) -> list[Htm
         ]
         base = [float(per_user(relevant, popular, k).mean()) for k in depths]
         curves.append(Series("most popular", depths, base, "var(--soft)", dashed=True))
-        plots.append(lines(title, curves, "k recommendations", title.split("@", maxsplit=1)[0].lower()))
+        top = max(max(one.y) for one in curves)
+        plots.append(lines(title, curves, "k recommendations", title.split("@", maxsplit=1)[0].lower(), y=(0, top)))
     return plots
 
 
