@@ -25,6 +25,12 @@ def digest(*words: object) -> str:
     return hashlib.sha256(repr(words).encode()).hexdigest()
 
 
+class _Server(ThreadingHTTPServer):
+    """With room for many connections at once: a full queue costs a client the second until TCP tries again."""
+
+    request_queue_size = 128
+
+
 class RegistryDouble:
     """Versions with their tags, and the evidence of their runs; `url` is where it listens."""
 
@@ -44,7 +50,7 @@ class RegistryDouble:
             def log_message(self, format: str, *args: Any) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = _Server(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         self._thread.start()
