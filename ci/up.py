@@ -133,18 +133,21 @@ def _carry(workspace: Workspace, first: str | None, missing: list[tuple[str, str
     """
     climb = [environment for name, environment in missing if name == first]
     others = [name for name, _ in missing if name != first]
-    if first and climb and not _ship_or_climb(workspace, first, climb.pop(0), done):
+    if first and climb and not _ship_or_climb(workspace, first, climb.pop(0), first, done):
         climb = []
     while climb or others:
         if others:
             name = others.pop(0)
-            _ship_or_climb(workspace, name, "", done)
-        if climb and first and not _ship_or_climb(workspace, first, climb.pop(0), done):
+            _ship_or_climb(workspace, name, "", first, done)
+        if climb and first and not _ship_or_climb(workspace, first, climb.pop(0), first, done):
             climb = []
 
 
-def _ship_or_climb(workspace: Workspace, name: str, environment: str, done: _Done) -> bool:
-    """Make one release and tell whether it worked; a fault of one model does not stop the others."""
+def _ship_or_climb(workspace: Workspace, name: str, environment: str, first: str | None, done: _Done) -> bool:
+    """Make one release and tell whether it worked; a fault of one model does not stop the others.
+
+    `environment` is the one to reach; empty or the first one: the whole chain from training on.
+    """
     from ci.environments import load_all
     from ci.promote import promote
     from ci.ship import ship
@@ -159,47 +162,42 @@ def _ship_or_climb(workspace: Workspace, name: str, environment: str, done: _Don
             with step(f"promote {name} to {environment}") as shown:
                 promotion = promote(workspace, name, environment)
                 shown.note = promotion.summary
-    except Unavailable as error:
-        # The data of a model may need a network that is not there; MLflow and the agent answered a moment ago.
-        say(f"    {error.lines[0]}")
-        done.skipped.append((name, error))
-        return False
     except WharfError as error:
         for line in error.lines:
             say(f"    {line}")
-        done.faults.append((name, error))
+        # With everything else at hand it is the data of this model that needs a network which is not there.
+        if isinstance(error, Unavailable) and name != first and platform.mlflow_answers(workspace):
+            done.skipped.append((name, error))
+        else:
+            done.faults.append((name, error))
         return False
     if promotion.changed:
         done.changes.append(f"released {name} version {promotion.version} to {promotion.environment}")
     return True
 
 
-def _wait_for(workspace: Workspace, name: str, environment: str) -> None:
+def _wait_for(workspace: Workspace, name: str, environment: str, version: int | None = None) -> None:
     with step(f"serve {name} in {environment}") as shown:
 
         def watch(message: str) -> None:
             shown.note = message
 
-        shown.note = platform.wait_healthy(workspace, name, environment, watch=watch)
+        shown.note = platform.wait_healthy(workspace, name, environment, version, watch=watch)
 
 
 def _wait_for_all(workspace: Workspace, done: _Done) -> None:
     """Wait until everything that has a release is Healthy; what is not gets its line."""
     from ci.environments import load_all
 
+    order = [environment.name for environment in load_all(workspace.root)]
+    running = {(a.model, a.environment, a.version) for a in status.applications(workspace) if a.well}
+    failed = {name for name, _ in done.faults}
     for name in workspace.model_names():
-        order = [environment.name for environment in load_all(workspace.root)]
         for environment, release in _releases(workspace, name, order).items():
-            current = [a for a in status.applications(workspace) if (a.model, a.environment) == (name, environment)]
-            if current and current[0].well and current[0].version == release.version:
+            if (name, environment, release.version) in running or name in failed:
                 continue
             try:
-                with step(f"serve {name} in {environment}") as shown:
-
-                    def watch(message: str, shown: object = shown) -> None:
-                        setattr(shown, "note", message)  # noqa: B010
-
-                    shown.note = platform.wait_healthy(workspace, name, environment, release.version, watch=watch)
+                _wait_for(workspace, name, environment, release.version)
             except Unavailable as error:
                 say(f"    {error.lines[0]}")
                 done.faults.append((name, error))
@@ -215,7 +213,7 @@ def _show(workspace: Workspace, first: str | None, mlflow: platform.Part, done: 
         print(f"{title.ljust(18)} {link}")
     for name, error in done.skipped:
         print(f"\n{paint('left out', 'yellow')} {name}: {error.lines[0]}")
-        print(f"         {error.tip or f'`wharf ship {name} --data FILE` takes its data from a file'}")
+        print(f"         get its data on another machine, then `wharf ship {name} --data FILE`")
     for name, error in done.faults:
         print(f"\n{paint('not done', 'red')} {name}: {error.lines[0]}{f' ({error.tip})' if error.tip else ''}")
     if not done.changes and not done.faults:

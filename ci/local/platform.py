@@ -18,7 +18,7 @@ from ci.files import write_atomic
 from ci.local import processes
 from ci.local.processes import HOST, Mark
 from ci.shell import CommandFailed, git
-from ci.workspace import Workspace
+from ci.workspace import Workspace, tracking_uri
 
 MLFLOW_PORTS = range(5001, 5020)  # 5000 is taken on many machines (AirPlay, registries)
 MLFLOW_SECONDS = 120.0  # the first start makes the database
@@ -48,6 +48,11 @@ def recorded(workspace: Workspace) -> dict[str, Any]:
     return known if isinstance(known, dict) else {}
 
 
+def _facts(workspace: Workspace, part: str) -> dict[str, Any]:
+    facts = recorded(workspace).get(part)
+    return facts if isinstance(facts, dict) else {}
+
+
 def _record(workspace: Workspace, part: str, facts: dict[str, Any] | None) -> None:
     known = recorded(workspace)
     if facts is None:
@@ -73,9 +78,9 @@ def start_mlflow(workspace: Workspace) -> Part:
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
         return Part(uri, False, "MLFLOW_TRACKING_URI is set: that MLflow is used, none is started")
     with _locked(workspace):
-        known = recorded(workspace).get("mlflow", {})
+        known = _facts(workspace, "mlflow")
         if processes.alive(processes.mark_of(known)):
-            return Part(known["url"], False)
+            return Part(str(known["url"]), False)
         processes.end(
             processes.owned(workspace.state, "mlflow")
         )  # of a command that was killed before it wrote it down
@@ -121,7 +126,7 @@ def _mlflow_environment() -> dict[str, str]:
 
 def wait_for_mlflow(workspace: Workspace, part: Part, timeout: float = MLFLOW_SECONDS) -> None:
     """Wait until MLflow answers; raises Unavailable with its last words when it does not."""
-    mark = None if os.environ.get("MLFLOW_TRACKING_URI") else processes.mark_of(recorded(workspace).get("mlflow"))
+    mark = None if os.environ.get("MLFLOW_TRACKING_URI") else processes.mark_of(_facts(workspace, "mlflow"))
     log = workspace.logs / "mlflow.log"
 
     def settled() -> bool:
@@ -141,6 +146,12 @@ def wait_for_mlflow(workspace: Workspace, part: Part, timeout: float = MLFLOW_SE
     )
 
 
+def mlflow_answers(workspace: Workspace) -> bool:
+    """Tell whether the MLflow that the commands use can be reached now (a database or folder always can)."""
+    uri = tracking_uri(workspace)
+    return not uri.startswith("http") or processes.answers(f"{uri.rstrip('/')}/health", 5.0)
+
+
 # -- the agent ---------------------------------------------------------------------------------------------------------
 
 
@@ -152,7 +163,7 @@ def start_agent(workspace: Workspace, *extra: str) -> Part:
     from ci.status import agent_fault
 
     with _locked(workspace):
-        mark = processes.mark_of(recorded(workspace).get("agent"))
+        mark = processes.mark_of(_facts(workspace, "agent"))
         if mark and processes.alive(mark):
             if processes.wait_until(lambda: not agent_fault(workspace), 3.0):
                 return Part("", False)
@@ -258,10 +269,10 @@ def down(workspace: Workspace) -> list[str]:
         return []
     stopped: list[str] = []
     with _locked(workspace):
-        known = recorded(workspace)
         # The agent first: it would heal the services that are stopped after it.
         for part, name in (("agent", "the agent"), ("backend", "services"), ("mlflow", "MLflow")):
-            mark = processes.mark_of(known.get(part))
+            facts = _facts(workspace, part)
+            mark = processes.mark_of(facts)
             running = {p.pid: p for p in (processes.members(mark) if mark else [])}
             running |= {p.pid: p for p in processes.owned(workspace.state, part)}
             leaders = {os.getsid(pid) for pid in running if _exists(pid)}
@@ -269,9 +280,9 @@ def down(workspace: Workspace) -> list[str]:
                 stopped.append(
                     f"{len(leaders)} {'service' if len(leaders) == 1 else name}" if part == "backend" else name
                 )
-            if part != "backend" and part in known:
-                facts = {key: value for key, value in known[part].items() if key not in ("pid", "created")}
-                _record(workspace, part, facts or None)
+            if mark:
+                kept = {key: value for key, value in facts.items() if key not in ("pid", "created")}
+                _record(workspace, part, kept or None)
     return stopped
 
 
