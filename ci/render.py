@@ -37,14 +37,21 @@ class Changes:
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--changed", metavar="REV", help="render only what differs from this revision, HEAD for what is not committed"
+    )
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 3 when something would change")
     parser.add_argument("--json", action="store_true", help="print the changed paths as JSON")
 
 
 def main(workspace: Workspace, options: argparse.Namespace) -> int:
+    root = workspace.root
     with step("render") as progress:
-        wanted = render_all(workspace.root)
-        changes = compare(workspace.root, wanted) if options.check else write(workspace.root, wanted)
+        touched = _touched(root, options.changed) if options.changed else None
+        wanted = render_all(root) if touched is None else render_changed(root, set(pins(root)) & touched)
+        changes = compare(root, wanted, touched)
+        if not options.check:
+            apply(root, wanted, changes)
         progress.note = f"{len(wanted)} files"
     if options.json:
         print(json.dumps({"written": changes.written, "removed": changes.removed}))
@@ -54,6 +61,18 @@ def main(workspace: Workspace, options: argparse.Namespace) -> int:
         count = len(changes.written) + len(changes.removed)
         raise Refusal(f"{RENDERED}/: {count} files differ from a fresh render", tip="run `wharf render` and commit")
     return 0
+
+
+def _touched(root: Path, revision: str) -> set[tuple[str, str]] | None:
+    """Return (environment, model) of what a change since `revision` touches, None when that is everything."""
+    from ci.validation.repository import Repository
+    from ci.validation.scope import narrow, touches_code
+
+    repository = Repository(root)
+    paths = repository.changed(repository.resolve(revision))
+    if touches_code(paths):
+        return None
+    return {(name, model) for model, names in narrow(root, paths, None).models.items() for name in names}
 
 
 def _show(changes: Changes, total: int) -> None:
@@ -122,9 +141,10 @@ def render_changed(root: Path, changed: Iterable[tuple[str, str]]) -> dict[str, 
     return files
 
 
-def compare(root: Path, wanted: Mapping[str, str]) -> Changes:
-    """Return what differs between `gitops/rendered` under `root` and all that it must hold."""
-    there = {str(path.relative_to(root)) for path in (root / RENDERED).rglob("*") if path.is_file()}
+def compare(root: Path, wanted: Mapping[str, str], only: Iterable[tuple[str, str]] | None = None) -> Changes:
+    """Return what differs between `wanted` and the files there: all of `gitops/rendered`, or of `only` these pairs."""
+    folders = [RENDERED] if only is None else [folder_of(*pair) for pair in only]
+    there = {str(path.relative_to(root)) for folder in folders for path in (root / folder).rglob("*") if path.is_file()}
     written = [
         path for path, text in wanted.items() if path not in there or (root / path).read_bytes() != text.encode()
     ]
@@ -137,6 +157,12 @@ def write(root: Path, wanted: Mapping[str, str]) -> Changes:
     Each file is replaced as a whole; when this is cut off, running it again does the rest. Raises OSError.
     """
     changes = compare(root, wanted)
+    apply(root, wanted, changes)
+    return changes
+
+
+def apply(root: Path, wanted: Mapping[str, str], changes: Changes) -> None:
+    """Do the changes that `compare` found."""
     for path in changes.written:
         write_atomic(root / path, wanted[path], durable=False)  # git has it, or the next render makes it again
     for path in changes.removed:
@@ -145,4 +171,3 @@ def write(root: Path, wanted: Mapping[str, str]) -> Changes:
             if folder == root / RENDERED or any(folder.iterdir()):
                 break
             folder.rmdir()
-    return changes

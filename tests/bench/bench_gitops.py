@@ -73,7 +73,10 @@ def measure(folder: Path, size: int, rounds: int, peers: bool) -> list[list[obje
             "render, all written": (lambda: shutil.rmtree(root / "gitops/rendered"), lambda: wharf("render")),
             "render, nothing changed": (_nothing, lambda: wharf("render")),
             "validate, everything": (_nothing, lambda: wharf("validate")),
-            "render, one release changed": (lambda: bump(root, pins), lambda: wharf("render")),
+            "render --changed, one release changed": (
+                lambda: bump(root, pins),
+                lambda: wharf("render", "--changed", "HEAD"),
+            ),
             "validate --changed, one release changed": (
                 lambda: bump_commit(root, pins, env),
                 lambda: wharf("validate", "--changed", "HEAD~1"),

@@ -23,7 +23,7 @@ from ci.release import Release
 from ci.schemas import faults
 from ci.workspace import Workspace, load_spec
 from models.spec import ModelSpec
-from tests.ci.gitops_tree import FIXTURES, ROOT, make_tree, pin, put
+from tests.ci.gitops_tree import FIXTURES, ROOT, commit, make_tree, pin, put
 from tests.registry_double import RegistryDouble, registry_double
 
 HEX = "0123456789abcdef"
@@ -298,6 +298,27 @@ def test_render_writes_what_changed_and_removes_what_is_gone(
     for path in folder.rglob("*.yaml"):
         assert (path.stat().st_mtime_ns == kept[path]) == (path.name != "service.yaml")
     assert wharf(tree, monkeypatch, "render", "--check") == 0
+
+
+def test_render_of_a_change_looks_at_nothing_else(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tree / "gitops/rendered/dev"
+    commit(tree, "Release")
+    assert wharf(tree, monkeypatch, "render", "--changed", "HEAD") == 0
+    assert capsys.readouterr().out == "nothing to change: 0 files in gitops/rendered/ are up to date\n"
+    spec = tree / "models/wine/model.yaml"
+    spec.write_text(spec.read_text() + "resources: {cpu: 500m}\n")
+    (folder / "wine/extra.yaml").write_text("kind: Secret\n")
+    assert wharf(tree, monkeypatch, "render", "--changed", "HEAD") == 0
+    assert capsys.readouterr().out == (
+        "write   gitops/rendered/dev/wine/deployment.yaml\nremove  gitops/rendered/dev/wine/extra.yaml\n"
+    )
+    (tree / "gitops/releases/dev/wine.yaml").unlink()
+    assert wharf(tree, monkeypatch, "render", "--changed", "HEAD") == 0
+    assert not (folder / "wine").exists()
+    assert wharf(tree, monkeypatch, "render", "--check") == 0
+    assert wharf(tree, monkeypatch, "render", "--changed", "nowhere") == 2
 
 
 def test_a_broken_release_is_named_and_nothing_is_written(
