@@ -97,7 +97,7 @@ class Agent:
         self, workspace: Workspace, launcher: Launcher, session: aiohttp.ClientSession, first_port: int = FIRST_PORT
     ) -> None:
         self.workspace, self.session, self.first_port = workspace, session, first_port
-        self.tools = Tools(workspace.state, workspace.logs, launcher, session, self._changed)
+        self.tools = Tools(workspace.state, workspace.logs, launcher, session, self._changed, self._log)
         self.manifests = Manifests(origin(workspace))
         self.revision = ""
         self.problem = ""  # why git cannot be followed now

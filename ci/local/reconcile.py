@@ -87,9 +87,16 @@ class Tools:
     """What the reconcilers of one agent share."""
 
     def __init__(
-        self, state: Path, logs: Path, launcher: Launcher, session: aiohttp.ClientSession, changed: Callable[[], None]
+        self,
+        state: Path,
+        logs: Path,
+        launcher: Launcher,
+        session: aiohttp.ClientSession,
+        changed: Callable[[], None],
+        log: Callable[[str], None],
     ) -> None:
-        self.state, self.logs, self.launcher, self.session, self.changed = state, logs, launcher, session, changed
+        self.state, self.logs, self.launcher, self.session = state, logs, launcher, session
+        self.changed, self.log = changed, log
         # Starting is the heavy part. Healing does not queue behind the tries of a version that fails.
         self.starting = asyncio.Semaphore(2)
         self.healing = asyncio.Semaphore(2)
@@ -341,6 +348,9 @@ class Reconciler:
         shown = (*self._state(), self.running and self.running.mark, self.restarts)
         if shown != self._shown:
             self._shown, self._since = shown, time.time()
+            sync, health, message = self._state()
+            process = f", process {self.running.mark.pid}" if self.running else ""
+            self.tools.log(f"{self.key}: {sync}, {health}{process}{f': {message}' if message else ''}")
             self.tools.changed()
 
     def _state(self) -> tuple[str, str, str]:

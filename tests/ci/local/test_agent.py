@@ -16,6 +16,8 @@ from ci.local import processes
 from ci.workspace import Workspace
 from tests.ci.local.fakes import Hammer, Origin, RunningAgent, call
 
+pytestmark = pytest.mark.slow  # processes of their own in every test
+
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
@@ -88,6 +90,10 @@ def test_a_killed_process_is_replaced_without_a_failed_request(agent: RunningAge
         assert processes.wait_until(lambda: len(hammer.answers) > answered + 10, 10)
     assert hammer.failures == []
     assert (after["restarts"], after["url"], after["sync"]) == (1, before["url"], "Synced")
+    assert (
+        "dev/tumor: Synced, Progressing: restarting: its process was killed by signal 9"
+        in (agent.workspace.logs / "agent.log").read_text()
+    )
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,8 @@ from ci.status import applications
 from ci.workspace import Workspace
 from tests.ci.local.fakes import LAUNCHER, ROOT, Origin, call
 
+pytestmark = pytest.mark.slow  # processes of their own in every test
+
 MLFLOW = """
 import http.server, sys
 class Answer(http.server.BaseHTTPRequestHandler):
@@ -284,7 +286,6 @@ def test_a_server_that_answers_is_waited_for(workspace: Workspace, monkeypatch: 
         server.shutdown()
 
 
-@pytest.mark.slow
 def test_the_real_mlflow_starts_answers_and_stops(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "MLFLOW_PORTS", [processes.free_port()])
     part = platform.start_mlflow(workspace)

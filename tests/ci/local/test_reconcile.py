@@ -57,7 +57,7 @@ class Bench:
 @asynccontextmanager
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     async with client() as session:
-        tools = Tools(tmp_path, tmp_path / "logs", launcher(Workspace(tmp_path)), session, lambda: None)
+        tools = Tools(tmp_path, tmp_path / "logs", launcher(Workspace(tmp_path)), session, lambda: None, lambda _: None)
         route = Route(str(KEY), session)
         await route.open(processes.free_port())
         made = Bench(Reconciler(KEY, route, tools, None, None), tools, tmp_path)
