@@ -121,13 +121,10 @@ def _why(triggers: Sequence[Trigger], force: bool, note: Path) -> str:
 
 def _challenge(workspace: Workspace, spec: ModelSpec, found: Outcome) -> Outcome:
     """Train on the newer data, gate, register, build and propose."""
-    from ci.build import build
     from ci.environments import load_all
-    from ci.gate import gate
     from ci.newer_rows import assemble
     from ci.promote import promote
-    from ci.registry import register
-    from ci.train import train
+    from ci.ship import make_version
 
     name, first = spec.name, load_all(workspace.root)[0].name
     with step(f"collect labelled rows of {found.environment}") as shown:
@@ -135,17 +132,8 @@ def _challenge(workspace: Workspace, spec: ModelSpec, found: Outcome) -> Outcome
         shown.note = f"{len(newer)} rows"
     if newer.empty:
         say("  no logged row has a label: the same data gives the same model; add labels with `wharf label`")
-    with step(f"train {name}") as shown:
-        run = train(workspace, name, newer=newer)
-        shown.note = f"run {run.run_id[:8]}{' (already there)' if run.reused else ''}"
-    with step(f"gate {name}") as shown:
-        evidence = gate(workspace, name, run.run_id)
-        shown.note = evidence.verdict
-    with step(f"register {name}") as shown:
-        version = register(workspace, name, run.run_id)
-        shown.note = f"version {version}"
-    with step(f"build {name}") as shown:
-        shown.note = build(workspace, name, version).tag
+    challenger = make_version(workspace, name, newer=newer)
+    version = challenger.version
     with step(f"propose version {version} to {first}"):
         made = promote(workspace, name, first, version=version, propose=True)
     return Outcome(
@@ -155,7 +143,7 @@ def _challenge(workspace: Workspace, spec: ModelSpec, found: Outcome) -> Outcome
         triggers=found.triggers,
         why=found.why,
         rows=len(newer),
-        run=run.run_id,
+        run=challenger.run,
         challenger=version,
         proposed_to=first,
         changed=made.changed,
@@ -163,7 +151,7 @@ def _challenge(workspace: Workspace, spec: ModelSpec, found: Outcome) -> Outcome
         url=made.url,
         against=tuple(
             f"{check.name.removeprefix('metric.').removesuffix('.champion')}: {check.detail}"
-            for check in evidence.checks
+            for check in challenger.evidence.checks
             if check.name.endswith(".champion")
         ),
         summary=made.summary,

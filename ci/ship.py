@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,9 @@ from ci.console import step
 from ci.workspace import Workspace
 
 if TYPE_CHECKING:
+    import pandas as pd
+
+    from ci.evidence import Evidence
     from ci.promote import Promotion
 
 
@@ -30,6 +33,15 @@ def main(workspace: Workspace, options: argparse.Namespace) -> int:
     return 0
 
 
+@dataclass(frozen=True)
+class Made:
+    """A version that can be promoted, and what it came from."""
+
+    run: str  # MLflow run id
+    evidence: Evidence
+    version: int
+
+
 def ship(workspace: Workspace, name: str, data: Path | None = None) -> Promotion:
     """Train, gate, register and build `name`, then promote that version to the first environment.
 
@@ -38,23 +50,25 @@ def ship(workspace: Workspace, name: str, data: Path | None = None) -> Promotion
     from ci.environments import load_all
     from ci.promote import promote
 
-    version = version_of(workspace, name, data)
+    made = make_version(workspace, name, data=data)
     first = load_all(workspace.root)[0].name
     with step(f"promote {name} to {first}") as shown:
-        promotion = promote(workspace, name, first, version=version)
+        promotion = promote(workspace, name, first, version=made.version)
         shown.note = promotion.summary
     return promotion
 
 
-def version_of(workspace: Workspace, name: str, data: Path | None = None) -> int:
-    """Train, gate, register and build `name`; return the version that can be promoted."""
+def make_version(
+    workspace: Workspace, name: str, *, data: Path | None = None, newer: pd.DataFrame | None = None
+) -> Made:
+    """Train (on `newer` rows too, where given), gate, register and build `name`."""
     from ci.build import build
     from ci.gate import gate
     from ci.registry import register
     from ci.train import train
 
     with step(f"train {name}") as shown:
-        run = train(workspace, name, data=data)
+        run = train(workspace, name, data=data, newer=newer)
         shown.note = f"run {run.run_id[:8]}{' (already there)' if run.reused else ''}"
     with step(f"gate {name}") as shown:
         evidence = gate(workspace, name, run.run_id)
@@ -65,4 +79,4 @@ def version_of(workspace: Workspace, name: str, data: Path | None = None) -> int
     with step(f"build {name}") as shown:
         bento = build(workspace, name, version)
         shown.note = f"{bento.tag}{'' if bento.built else ' (already there)'}"
-    return version
+    return Made(run.run_id, evidence, version)
