@@ -11,6 +11,7 @@ import argparse
 import fcntl
 import hashlib
 import json
+import math
 import shutil
 import tempfile
 import time
@@ -173,7 +174,10 @@ def _typed(text: str, kind: type) -> Value:
         if text.lower() not in {"true", "false"}:
             raise ValueError(text)
         return text.lower() == "true"
-    return kind(text)
+    value = kind(text)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(text)
+    return value
 
 
 def _code(workspace: Workspace) -> _Code:
