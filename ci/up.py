@@ -9,8 +9,9 @@ from __future__ import annotations
 import argparse
 import importlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from ci import status
@@ -47,11 +48,11 @@ def main(workspace: Workspace, options: argparse.Namespace) -> int:
     with platform.only_one_up(workspace):
         done = _Done()
         mlflow, wait = _start(workspace, done)
-        missing = [] if options.platform_only else _missing(workspace, names, first)
-        if missing:
+        if not options.platform_only and _missing(workspace, names, first):
             _warm_up()
         wait()
-        _carry(workspace, first, missing, done)
+        if not options.platform_only:
+            _carry(workspace, first, _missing(workspace, names, first, _orphans(workspace, names)), done)
         _wait_for_all(workspace, done)
     _show(workspace, first, mlflow, done)
     return done.faults[0][1].exit_code if done.faults else 0
@@ -102,17 +103,50 @@ def _releases(workspace: Workspace, name: str, environments: list[str]) -> dict[
     return {environment: release for environment, release in found.items() if release}
 
 
-def _missing(workspace: Workspace, names: list[str], first: str | None) -> list[tuple[str, str]]:
-    """Return the (model, environment) pairs that have no release yet, in the order in which they are made."""
+def _missing(
+    workspace: Workspace, names: list[str], first: str | None, orphans: Collection[tuple[str, str]] = ()
+) -> list[tuple[str, str]]:
+    """Return the (model, environment) pairs that need a release, in the order in which they are made."""
     from ci.environments import load_all
 
     order = [environment.name for environment in load_all(workspace.root)]
     found: list[tuple[str, str]] = []
     for name in sorted(names, key=lambda name: (name != first, name)):
         there = _releases(workspace, name, order)
+        wanted = order if name == first else order[:1]
         found += [
-            (name, environment) for environment in (order if name == first else order[:1]) if environment not in there
+            (name, environment)
+            for environment in order
+            if (name, environment) in orphans or (environment in wanted and environment not in there)
         ]
+    return found
+
+
+def _orphans(workspace: Workspace, names: list[str]) -> set[tuple[str, str]]:
+    """Return the (model, environment) pairs whose release means nothing here.
+
+    Releases come with a clone, and they stay in git when `.wharf` is forgotten; the registry of this machine then
+    does not know their version. A bento that is only missing here is built again: the same inputs give the same one.
+    """
+    from ci.build import build, find
+    from ci.environments import load_all
+    from ci.registry import facts
+
+    order = [environment.name for environment in load_all(workspace.root)]
+    found: set[tuple[str, str]] = set()
+    for name in names:
+        for environment, release in _releases(workspace, name, order).items():
+            try:
+                known = facts(workspace, name, release.version).run == release.run
+                if known and find(workspace, release.image) is None:
+                    with step(f"build {name} again") as shown:
+                        known = build(workspace, name, release.version).image == release.image
+                        shown.note = f"version {release.version}"
+            except Mistake:
+                known = False
+            if not known:
+                say(f"    the registry has no such version {release.version} of {name}: {environment} is released anew")
+                found.add((name, environment))
     return found
 
 
@@ -131,29 +165,25 @@ def _carry(workspace: Workspace, first: str | None, missing: list[tuple[str, str
 
     While the agent brings a version of the first model up, the next model trains: the steps alternate.
     """
-    climb = [environment for name, environment in missing if name == first]
-    others = [name for name, _ in missing if name != first]
-    if first and climb and not _ship_or_climb(workspace, first, climb.pop(0), first, done):
-        climb = []
-    while climb or others:
-        if others:
-            name = others.pop(0)
-            _ship_or_climb(workspace, name, "", first, done)
-        if climb and first and not _ship_or_climb(workspace, first, climb.pop(0), first, done):
-            climb = []
+    climb = [pair for pair in missing if pair[0] == first]
+    others = [pair for pair in missing if pair[0] != first]
+    failed: set[str] = set()
+    for name, environment in [pair for both in zip_longest(climb, others) for pair in both if pair]:
+        if name not in failed and not _ship_or_climb(workspace, name, environment, first, done):
+            failed.add(name)
 
 
 def _ship_or_climb(workspace: Workspace, name: str, environment: str, first: str | None, done: _Done) -> bool:
     """Make one release and tell whether it worked; a fault of one model does not stop the others.
 
-    `environment` is the one to reach; empty or the first one: the whole chain from training on.
+    For the first environment it is the whole chain from training on.
     """
     from ci.environments import load_all
     from ci.promote import promote
     from ci.ship import ship
 
     order = [each.name for each in load_all(workspace.root)]
-    before = order[order.index(environment) - 1] if environment and environment != order[0] else None
+    before = order[order.index(environment) - 1] if environment != order[0] else None
     try:
         if before is None:
             promotion = ship(workspace, name)

@@ -13,6 +13,7 @@ from ci.cli import main
 from ci.errors import Mistake, Refusal, Unavailable
 from ci.local import platform
 from ci.workspace import Workspace
+from tests.registry_double import registry_double
 
 ORDER = ("dev", "staging", "prod")
 
@@ -33,6 +34,8 @@ class Loop:
         monkeypatch.setattr(up.platform, "wait_healthy", self.wait)
         monkeypatch.setattr(up.status, "applications", lambda _w: [])
         monkeypatch.setattr(up, "_warm_up", lambda: None)
+        self.orphans: set[tuple[str, str]] = set()
+        monkeypatch.setattr(up, "_orphans", lambda _w, _names: self.orphans)
         monkeypatch.setattr(up, "report_copy", lambda *_: "")
         monkeypatch.setattr(
             up, "_releases", lambda _w, name, order: {e: r for (n, e), r in self.releases.items() if n == name}
@@ -99,6 +102,31 @@ def test_what_was_cut_off_is_finished(loop: Loop) -> None:
     loop.releases["tumor", "dev"] = loop.releases["digits", "dev"] = SimpleNamespace(version=1)
     assert main(["up"]) == 0
     assert steps(loop) == ["promote tumor staging", "ship movies dev", "promote tumor prod"]
+
+
+def test_releases_that_the_registry_does_not_know_are_made_anew(loop: Loop) -> None:
+    pairs = [("tumor", "dev"), ("tumor", "staging"), ("tumor", "prod"), ("digits", "dev"), ("digits", "staging")]
+    loop.releases |= {pair: SimpleNamespace(version=7) for pair in pairs}
+    loop.orphans = {("tumor", "prod"), ("digits", "dev"), ("digits", "staging")}
+    assert main(["up"]) == 0
+    assert steps(loop) == ["promote tumor prod", "ship digits dev", "promote digits staging", "ship movies dev"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "orphaned"),
+    [({}, False), ({"run": "f" * 32}, True), ({"version": 9}, True)],
+    ids=["ours", "run", "version"],
+)
+def test_a_release_of_another_registry_is_an_orphan(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, changed: dict[str, object], orphaned: bool
+) -> None:
+    with registry_double() as double:
+        double.add("tumor", 1)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", double.url)
+        monkeypatch.setattr("ci.build.find", lambda _w, _image: workspace.root)
+        known = {"version": 1, "run": double.versions["tumor", 1]["wharf.run"], "image": "wharf.local/tumor"}
+        monkeypatch.setattr(up, "_releases", lambda *_: {"dev": SimpleNamespace(**{**known, **changed})})
+        assert up._orphans(workspace, ["tumor"]) == ({("tumor", "dev")} if orphaned else set())
 
 
 def test_a_model_whose_data_cannot_be_had_is_left_out(loop: Loop, capsys: pytest.CaptureFixture[str]) -> None:
