@@ -20,6 +20,7 @@ Manifest = Mapping[str, Json]
 
 PORT = 3000
 PREDICTION_LOG = "/var/log/wharf"
+_SOURCE = "/home/bentoml/bento/src"  # where BentoML's images keep the bento
 # The user that BentoML's images are made for; a number, so that the kubelet can tell that it is not root.
 USER = 1034
 # Seconds that a pod which is to end goes on serving: until then every kube-proxy and ingress has forgotten it.
@@ -181,6 +182,9 @@ def _container(subject: Subject) -> Manifest:
         "name": "model",
         "image": subject.release.image,
         "imagePullPolicy": "IfNotPresent",  # a digest never means another image
+        # The bento's own launcher: one process that exits with a reason when the artifact is not what it should be,
+        # where `bentoml serve`, the image's default, would start its worker again and again.
+        "command": ["python", f"{_SOURCE}/bentos/serve.py", "--host", "0.0.0.0", "--port", str(PORT)],  # noqa: S104
         "ports": [{"name": "http", "containerPort": PORT, "protocol": "TCP"}],
         "env": [{"name": name, "value": value} for name, value in _variables(subject).items()],
         "resources": _resources(subject),

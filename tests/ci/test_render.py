@@ -102,6 +102,19 @@ def test_the_container_is_told_exactly_what_the_runtime_reads(
     assert probes == {"startup": ready, "readiness": ready, "liveness": {"path": "/livez", "port": "http"}}
 
 
+def test_the_container_starts_the_launcher_that_is_in_the_bento(
+    release: Release, spec: ModelSpec, dev: Environment
+) -> None:
+    container = objects(release, spec, dev)["deployment.yaml"]["spec"]["template"]["spec"]["containers"][0]
+    python, program, *options = container["command"]
+    source = Path(__file__).parents[2] / Path(program).relative_to("/home/bentoml/bento/src")
+    assert (python, source.is_file()) == ("python", True)
+    assert options == ["--host", "0.0.0.0", "--port", str(container["ports"][0]["containerPort"])]
+    said = subprocess.run([sys.executable, str(source), "--help"], capture_output=True, text=True, check=True).stdout
+    assert "--host" in said
+    assert "--port" in said
+
+
 def test_the_pod_is_restricted(release: Release, spec: ModelSpec, dev: Environment) -> None:
     pod = objects(release, spec, dev)["deployment.yaml"]["spec"]["template"]["spec"]
     container = pod["containers"][0]
