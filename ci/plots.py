@@ -97,7 +97,9 @@ def _ranking(relevant: Any, ranked: Any) -> Figure:
     ):
         axes.plot(depth, [score(relevant, ranked.items, k).mean() for k in depth], color=_BLUE, label="model")
         axes.plot(depth, [score(relevant, ranked.baseline, k).mean() for k in depth], color=_GREY, label="popularity")
-        axes.set(title=f"{name}@k, held-out users", xlabel="k", ylim=(0, None))
+        axes.set(
+            title=f"{name}@k, held-out users", xlabel="k", ylim=(0, None), xticks=[1, *range(5, len(depth) + 1, 5)]
+        )
         axes.legend()
     return figure
 

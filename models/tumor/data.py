@@ -12,13 +12,10 @@ from sklearn.datasets import load_breast_cancer
 def load(source: Path | None) -> pd.DataFrame:
     """Return 30 float columns by their schema names and `diagnosis`: 0 benign, 1 malignant.
 
-    `source`: None for the built-in data, or a CSV file with these columns (diagnosis as 0/1 or as class name).
+    `source`: None for the built-in data, or a CSV file with these columns (class names instead of 0 and 1 are fine).
     """
     if source is not None:
-        frame = pd.read_csv(source)
-        if "diagnosis" in frame:
-            frame["diagnosis"] = frame["diagnosis"].replace({"benign": 0, "malignant": 1})
-        return frame
+        return pd.read_csv(source)
     measurements: Any
     benign: Any
     measurements, benign = load_breast_cancer(return_X_y=True, as_frame=True)
