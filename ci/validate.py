@@ -17,12 +17,12 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from ci.console import step
+from ci.console import Step, step
 from ci.environments import Environment, load_all
 from ci.errors import Mistake, Refusal
 from ci.release import Release
@@ -73,7 +73,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(workspace: Workspace, options: argparse.Namespace) -> int:
     root = (options.root or workspace.root).resolve()
-    with step("validate") as progress:
+    # In a hook the lines go to whoever pushes, and only the faults are of interest there.
+    with nullcontext(Step()) if options.git_dir else step("validate") as progress:
         report = check(
             root,
             workspace=workspace,
@@ -84,14 +85,11 @@ def main(workspace: Workspace, options: argparse.Namespace) -> int:
         )
         count = len(report.faults)
         progress.note = f"{count} fault{'' if count == 1 else 's'}" if count else "no faults"
-    if options.json:
-        print(json.dumps({"passed": not report.faults, **asdict(report)}, indent=2))
-        return Refusal.exit_code if report.faults else 0
-    if report.faults:
-        more = [f"… and {count - _SHOWN} more (--json shows all)"] if count > _SHOWN else []
-        raise Refusal([*report.faults[:_SHOWN], *more], tip=report.summary())
-    print(report.summary())
-    return 0
+        if report.faults and not options.json:
+            more = [f"… and {count - _SHOWN} more (--json shows all)"] if count > _SHOWN else []
+            raise Refusal([*report.faults[:_SHOWN], *more], tip=report.summary())
+    print(json.dumps({"passed": not report.faults, **asdict(report)}, indent=2) if options.json else report.summary())
+    return Refusal.exit_code if report.faults else 0
 
 
 def validate(
