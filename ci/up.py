@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import shutil
 import threading
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
@@ -249,6 +250,8 @@ def _show(workspace: Workspace, first: str | None, mlflow: platform.Part, done: 
     if not done.changes and not done.faults:
         print("\nNothing to change: everything that has a release runs.")
     print("\nNext:")
+    if shutil.which("wharf") is None:  # `make up` needs no activated environment, the commands below do
+        print(f"  {'. .venv/bin/activate'.ljust(42)} {paint('makes wharf a command of this shell', 'dim')}")
     for command, why in _next(first, found):
         print(f"  {command.ljust(42)} {paint(why, 'dim')}")
 
