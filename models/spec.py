@@ -6,16 +6,20 @@
 
 from __future__ import annotations
 
-import difflib
 import keyword
 import math
 import re
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import Field, PlainValidator, model_validator
+
+from models.strict_yaml import SpecError as SpecError
+from models.strict_yaml import Strict as Strict
+from models.strict_yaml import StrictLoader as StrictLoader
+from models.strict_yaml import near, shown
+from models.strict_yaml import read as read
+from models.strict_yaml import yaml_fault as yaml_fault
 
 Task = Literal["binary", "multiclass", "regression", "ranking"]
 
@@ -37,25 +41,8 @@ METRICS: dict[str, dict[str, bool]] = {
 }
 
 
-_Settings = TypeVar("_Settings", bound=BaseModel)
-
-
 # Columns that a run's reference.parquet holds besides those of the contract.
 RESERVED = frozenset({"prediction", "score"})
-
-
-class SpecError(Exception):
-    """A `model.yaml` that cannot be used; `lines` holds one line a fault, each with file and path."""
-
-    def __init__(self, lines: list[str]) -> None:
-        self.lines = lines
-        super().__init__("\n".join(lines))
-
-
-class Strict(BaseModel):
-    """Unknown keys are refused, and what was read is not changed."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Column(Strict):
@@ -146,14 +133,14 @@ def _parameter(value: object) -> float | int | str | bool:
         raise ValueError(f"must be a finite number, not {value}")
     if isinstance(value, (bool, int, float, str)):
         return value
-    raise ValueError(f"must be a number, text, true or false, not {_shown(value)}")
+    raise ValueError(f"must be a number, text, true or false, not {shown(value)}")
 
 
 class Training(Strict):
     """How the model is fitted: the function `entry` of train.py gets the training rows, `params` and `seed`."""
 
     entry: Annotated[str, Field(pattern=r"^[a-z_]+:[a-z_]+$")] = "train:fit"
-    params: dict[str, Annotated[float | int | str | bool, PlainValidator(_parameter)]] = {}
+    params: dict[str, Annotated[float | int | str | bool, PlainValidator(_parameter)]] = Field(default_factory=dict)
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
 
@@ -205,7 +192,7 @@ class Gate(Strict):
     """What a version must pass before it can be registered."""
 
     metrics: Annotated[dict[str, Metric], Field(min_length=1)]
-    slices: list[Slice] = []
+    slices: list[Slice] = Field(default_factory=list[Slice])
     latency_p99_ms: Annotated[float, Field(gt=0)] = 50.0
     artifact_mb: Annotated[float, Field(gt=0)] = 100.0
 
@@ -274,7 +261,7 @@ class Drift(Strict):
     """Drift settings: a default and exceptions by feature."""
 
     default: DriftRule = DriftRule()
-    features: dict[str, DriftRule] = {}
+    features: dict[str, DriftRule] = Field(default_factory=dict[str, DriftRule])
     min_rows: Annotated[int, Field(ge=10)] = 200
 
 
@@ -356,7 +343,7 @@ def _metric_faults(spec: ModelSpec) -> list[str]:
         used.append(("retraining.performance.metric", spec.retraining.performance.metric))
     for path, metric in used:
         if metric not in known:
-            faults.append(f"{path}: a {spec.task} model has no metric '{metric}'{_near(metric, known)}")
+            faults.append(f"{path}: a {spec.task} model has no metric '{metric}'{near(metric, known)}")
     for path, more_is_better, bound in _bounds(spec):
         if more_is_better and bound.max is not None and bound.min is None:
             faults.append(f"{path}: more of it is better, so 'max' alone would pass the worst: give 'min'")
@@ -364,7 +351,7 @@ def _metric_faults(spec: ModelSpec) -> list[str]:
             faults.append(f"{path}: less of it is better, so 'min' alone would pass the worst: give 'max'")
     for i, part in enumerate(spec.gate.slices):
         if part.column not in spec.data.names():
-            faults.append(f"gate.slices.{i}.column: no column '{part.column}'{_near(part.column, spec.data.names())}")
+            faults.append(f"gate.slices.{i}.column: no column '{part.column}'{near(part.column, spec.data.names())}")
     return faults
 
 
@@ -394,7 +381,7 @@ def _drift_faults(spec: ModelSpec) -> list[str]:
         )
     for name, rule in spec.drift.features.items():
         if name not in columns:
-            faults.append(f"drift.features.{name}: no such column{_near(name, list(columns))}")
+            faults.append(f"drift.features.{name}: no such column{near(name, list(columns))}")
         elif (rule.method == "chi2") != (columns[name].type == "category") and rule.method != "psi":
             faults.append(f"drift.features.{name}.method: {rule.method} does not apply to a {columns[name].type}")
     return faults
@@ -412,21 +399,6 @@ def load(folder: Path) -> ModelSpec:
     return parse(text, where, folder.name)
 
 
-def read(text: str, where: str, settings: type[_Settings]) -> _Settings:
-    """Read YAML text named `where` in error lines as `settings`; raises SpecError with one line a fault."""
-    try:
-        raw: Any = yaml.load(text, Loader=StrictLoader)  # noqa: S506 - a SafeLoader that also refuses double keys
-    except yaml.YAMLError as error:
-        raise SpecError([f"{where}{yaml_fault(error)}"]) from None
-    if not isinstance(raw, dict):
-        raise SpecError([f"{where}: must be a mapping with the keys {', '.join(list(settings.model_fields)[:5])}, …"])
-    try:
-        return settings.model_validate(raw)
-    except ValidationError as error:
-        lines = [line for fault in error.errors() for line in _fault_lines(fault, settings)]
-        raise SpecError([f"{where}: {line}" for line in lines]) from None
-
-
 def parse(text: str, where: str, folder: str) -> ModelSpec:
     """Read the text of a `model.yaml` named `where` in error lines; `folder` must equal its name.
 
@@ -438,88 +410,3 @@ def parse(text: str, where: str, folder: str) -> ModelSpec:
             [f"{where}: name: '{spec.name}' differs from its directory '{folder}'; one name finds everything"]
         )
     return spec
-
-
-# The C parser is about ten times as fast, and thousands of specs are read in one go.
-_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-
-class StrictLoader(_SafeLoader):
-    """Refuses a key that stands twice in one mapping, which YAML would answer with silence."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key '{key.value}' stands twice", key.start_mark)
-            if isinstance(key, yaml.ScalarNode):
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-def yaml_fault(error: yaml.YAMLError) -> str:
-    """Return `:line:column: not valid YAML: …` for an error line, to stand behind the name of the file."""
-    mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-    place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-    return f"{place}: not valid YAML: {problem}"
-
-
-_EXPECTED = {
-    "string_type": "must be text",
-    "int_type": "must be a whole number",
-    "int_from_float": "must be a whole number",
-    "float_type": "must be a number",
-    "bool_type": "must be true or false",
-    "list_type": "must be a list",
-    "dict_type": "must be a mapping",
-    "model_type": "must be a mapping",
-}
-
-
-def _fault_lines(fault: ErrorDetails, settings: type[BaseModel]) -> list[str]:
-    """Turn one pydantic error into lines `path: what is wrong (likely meaning)`."""
-    path = ".".join(str(part) for part in fault["loc"])
-    kind, given = fault["type"], fault.get("input")
-    if kind == "extra_forbidden":
-        return [f"{path}: unknown key{_near(str(fault['loc'][-1]), _keys_at(fault['loc'][:-1], settings))}"]
-    if kind == "invalid_key":
-        return [f"{path}: a key must be text, not {_shown(given)}"]
-    if kind == "missing":
-        return [f"{path}: is missing"]
-    if kind == "value_error":
-        lines = str(fault["ctx"]["error"]).split("\n") if "ctx" in fault else [fault["msg"]]
-        return [f"{path}: {line}" if path else line for line in lines]
-    if kind == "literal_error":
-        allowed = re.findall(r"'([^']*)'", str(fault["ctx"]["expected"])) if "ctx" in fault else []
-        return [f"{path}: '{given}' is not one of {', '.join(allowed)}{_near(str(given), allowed)}"]
-    if kind in _EXPECTED:
-        quote = " (put it in quotes)" if kind == "string_type" and isinstance(given, (bool, int, float)) else ""
-        return [f"{path}: {_EXPECTED[kind]}, not {_shown(given)}{quote}"]
-    message = re.sub(r"^(Value error, |(Input|String|Keys|List|Dictionary) should )", "must ", fault["msg"])
-    message = re.sub(r" after validation, not \d+$", "", message)
-    return [f"{path}: {message}, not {_shown(given)}"]
-
-
-def _shown(value: object) -> str:
-    return f"{type(value).__name__} {value!r}"[:80]
-
-
-def _near(word: str, known: Any) -> str:
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f" (did you mean '{near[0]}'?)" if near else ""
-
-
-def _keys_at(loc: tuple[int | str, ...], settings: type[BaseModel]) -> list[str]:
-    """Return the keys that are allowed at `loc`, for 'did you mean'."""
-    model: Any = settings
-    for part in loc:
-        fields = getattr(model, "model_fields", {})
-        if isinstance(part, str) and part in fields:
-            model = fields[part].annotation
-        while not hasattr(model, "model_fields"):
-            inner = [a for a in getattr(model, "__args__", ()) if a is not type(None) and a is not str]
-            if not inner:
-                break
-            model = inner[-1]
-    return list(getattr(model, "model_fields", {}))
