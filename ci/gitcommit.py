@@ -7,6 +7,7 @@ Killed in the middle, it leaves unreachable objects, which git removes by itself
 
 from __future__ import annotations
 
+import getpass
 import io
 import os
 import re
@@ -59,6 +60,21 @@ def identity(root: Path) -> Identity:
             tip="run `git config --global user.name 'Your Name'` and `git config --global user.email you@your.domain`",
         )
     return Identity(*found.groups())
+
+
+def local_identity(root: Path) -> Identity:
+    """Return the git identity of the user of `root`, or the login name where git was never told one.
+
+    For releases that stay on this machine: somebody's first `make up` must not end at a git setting.
+    """
+    try:
+        return identity(root)
+    except Mistake:
+        try:
+            login = getpass.getuser()
+        except (KeyError, OSError):  # a user without a name, as in some containers
+            login = "wharf"
+        return Identity(login, f"{login}@localhost")
 
 
 def read(root: Path, revision: str, path: str) -> str | None:

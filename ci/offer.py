@@ -128,7 +128,7 @@ def offer(
     target's check says no or the same release was changed meanwhile, Unavailable when the target does not answer.
     """
     target = remote.target(workspace)
-    who = gitcommit.identity(workspace.root)
+    who = (gitcommit.local_identity if target.kind == "local" else gitcommit.identity)(workspace.root)
     for _ in range(_ATTEMPTS):
         heads = remote.heads(workspace.root, target)
         base = read_base(workspace, target, remote.main_of(workspace.root, target, heads), name)

@@ -87,6 +87,8 @@ def test_nobody_configured_is_a_mistake_with_the_commands(
     with pytest.raises(Mistake, match="git does not know who you are") as caught:
         gitcommit.identity(repository)
     assert "git config --global user.name" in caught.value.tip
+    monkeypatch.setenv("LOGNAME", "bo")
+    assert gitcommit.local_identity(repository) == Identity("bo", "bo@localhost")  # on this machine that is enough
 
 
 def test_the_identity_of_the_environment_counts(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
