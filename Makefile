@@ -27,8 +27,9 @@ clean: ## stop everything and forget the local state (.wharf)
 demo: .venv/ready ## send shifted traffic, find the drift, propose a challenger
 	@$(WHARF) demo
 
+# The end-to-end file is the longest, so it starts first; its tests are one story and stay on one worker.
 test: .venv/ready-dev ## run all tests that need no root and no cluster
-	@.venv/bin/pytest -n 2 --dist loadgroup -m 'not cluster'
+	@.venv/bin/pytest tests/e2e tests -n 2 --dist loadfile --no-loadscope-reorder -m 'not cluster'
 
 check: .venv/ready-dev ## format, lint and types
 	@.venv/bin/ruff format --check --quiet . && .venv/bin/ruff check --quiet . && .venv/bin/pyright --level error

@@ -22,7 +22,7 @@ from ci.build import package, serve_command, store_lock
 from tests.bentos import artifacts
 from tests.conftest import make_workspace
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("bento")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 ROW = {"rows": [[0.5, -0.5, 1.0, 0.0, 0.25, -1.0]]}
 
 

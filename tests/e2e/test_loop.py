@@ -21,7 +21,7 @@ import yaml
 from tests.e2e.newcomer import User, newcomer
 from tests.movielens import write_ratings
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
