@@ -175,4 +175,12 @@ def dom(browser: str, address: str, folder: Path) -> str:
 def test_down_stops_everything(user: User) -> None:
     pids = [row["pid"] for row in user.status().values()]
     user.wharf("down")
-    assert not [pid for pid in pids if psutil.pid_exists(pid)]
+    assert not [pid for pid in pids if alive(pid)]
+
+
+def alive(pid: int) -> bool:
+    """Whether the process runs; one that ended and that nobody has collected yet does not."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
