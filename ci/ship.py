@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ci.console import step
+from ci.local.platform import wait_healthy
+from ci.status import agent_fault
 from ci.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -29,6 +31,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(workspace: Workspace, options: argparse.Namespace) -> int:
     promotion = ship(workspace, options.model, data=options.data)
+    if promotion.branch == "main" and not agent_fault(workspace):  # only the local target's agent is asked at once
+        with step(f"serve {promotion.model} in {promotion.environment}") as shown:
+            shown.note = wait_healthy(workspace, promotion.model, promotion.environment, promotion.version)
     print(json.dumps(asdict(promotion), default=str) if options.json else promotion.summary)
     return 0
 
