@@ -8,9 +8,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from ci.console import say
 from ci.prediction_log import join, read, read_labels
 from ci.reference import schema_of
 from ci.workspace import Workspace
+from models import quality
 
 if TYPE_CHECKING:
     from ci.prediction_log import Labels, PredictionLog
@@ -26,13 +28,19 @@ def assemble(workspace: Workspace, spec: ModelSpec, environment: str) -> pd.Data
     once, and the order depends on the content only: the same labels always give the same frame, so an interrupted
     retraining finds its run again. Of a ranking model each chosen item becomes a row with the highest rating that the
     contract allows, at the time of its label.
+
+    A service answers rows whose values break the contract's column rules (and counts them); such rows are left out
+    here, with a line that says how many: one of them must not stop every retraining.
     """
     log = read(workspace.predictions(environment, spec.name), schema_of(spec), max_rows=MAX_ROWS)
     ranking = spec.task == "ranking"
     labels = read_labels(workspace.labels(environment, spec.name), several=ranking)
     at, known = join(log, labels)
     frame = _choices(spec, log, labels, at, known) if ranking else _rows(spec, log, at, known)
-    frame = frame.drop_duplicates()
+    good = quality.keeps_rules(frame, spec)
+    if not good.all():
+        say(f"  {int((~good).sum())} of {len(frame)} labelled rows break a column rule of the contract: left out")
+    frame = frame[good].drop_duplicates()
     return frame.sort_values(list(frame.columns), kind="stable").reset_index(drop=True)
 
 

@@ -1,7 +1,8 @@
 """Data quality: what the contract's column rules say about a table of rows.
 
-`faults` is for people (one line a fault), `rates` for monitoring (shares by column). Both look at the same rules:
-type, range, allowed values, missing share; `faults` also at the target, the number of rows and repeated rows.
+`faults` is for people (one line a fault), `rates` for monitoring (shares by column), `keeps_rules` picks rows. All look
+at the same rules: type, range, allowed values, missing share; `faults` also at the target, the number of rows and
+repeated rows.
 """
 
 from __future__ import annotations
@@ -64,6 +65,17 @@ def faults(frame: pd.DataFrame, spec: ModelSpec) -> list[str]:
         share = f"{repeated:.1%}, at most {data.max_duplicates:.1%} are allowed (data.max_duplicates)"
         lines.append(f"{round(repeated * rows)} of {rows} rows repeat an earlier row: {share}")
     return lines
+
+
+def keeps_rules(frame: pd.DataFrame, spec: ModelSpec) -> Mask:
+    """Return which rows [n] keep the rules of every input column; missing is a break where max_missing is 0."""
+    good = np.ones(len(frame), dtype=bool)
+    for name, column in spec.data.by_name().items():
+        check = _check(column, frame[name])
+        good &= ~(check.wrong_type | check.below | check.above | check.unknown)
+        if column.max_missing == 0:
+            good &= ~check.missing
+    return good
 
 
 def rates(frame: pd.DataFrame, spec: ModelSpec) -> dict[str, Rates]:

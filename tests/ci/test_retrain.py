@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ci import cli
+from ci import cli, data
 from ci.demo import _CHANGES, read_cases, shift
 from ci.errors import Refusal
 from ci.label import Given, label
@@ -91,6 +91,22 @@ def test_newer_rows_are_the_labelled_ones_once_and_in_one_order(watched: Workspa
     assert {tuple(row) for row in frame[spec.data.names()].to_numpy().tolist()} == expected
     assert frame["mean_radius"].is_monotonic_increasing
     assert assemble(watched, spec, "staging").empty
+
+
+def test_live_rows_that_break_the_contract_do_not_stop_a_retraining(
+    watched: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = load_spec(watched, "tumor")
+    values = healthy(10, seed=3)
+    values[3, 3] = 1e9  # mean_area, far above its max
+    values[4, 0] = -1.0
+    lines = log_rows(watched, values)
+    label(watched, "tumor", "dev", [Given(str(line["id"]), row, "benign", "") for line in lines for row in range(5)])
+    frame = assemble(watched, spec, "dev")
+    assert len(frame) == 8
+    assert "2 of 10 labelled rows break a column rule of the contract: left out" in capsys.readouterr().err
+    source = data.resolve(watched, spec)
+    assert len(data.load(watched, spec, source, frame)) == 569 + 8
 
 
 @pytest.fixture
