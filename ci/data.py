@@ -93,8 +93,9 @@ def _download(url: str, digest: str, target: Path, name: str) -> None:
 def load(workspace: Workspace, spec: ModelSpec, source: Source, newer: pd.DataFrame | None = None) -> pd.DataFrame:
     """Return all rows, checked: input columns by schema name, the target, and what else data.py adds.
 
-    `newer` rows (input columns and target; class names or indices) come behind those of the source. Raises Mistake
-    with one line for each broken quality rule.
+    `newer` rows (input columns and target; class names or indices) come behind those of the source. Of a ranking model
+    each user's newest rating of an item counts, and an earlier one is left out: else a chosen item could be on both
+    sides of the split. Raises Mistake with one line for each broken quality rule.
     """
     loaded = call(workspace, spec.name, "data", "load", source.path)
     if not isinstance(loaded, pd.DataFrame):
@@ -106,7 +107,13 @@ def load(workspace: Workspace, spec: ModelSpec, source: Source, newer: pd.DataFr
             [f"{spec.name}: data: {line}" for line in faults],
             tip=f"correct the data, or the rules under `data` in models/{spec.name}/model.yaml",
         )
-    return frame
+    return _newest_ratings(frame) if spec.task == "ranking" else frame
+
+
+def _newest_ratings(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return one row for each user and item, the one with the latest timestamp (ties: the last), in the given order."""
+    ordered = frame.sort_values("timestamp", kind="stable")
+    return ordered.drop_duplicates(["user", "item"], keep="last").sort_index().reset_index(drop=True)
 
 
 def _indexed_target(spec: ModelSpec, frame: pd.DataFrame) -> pd.DataFrame:

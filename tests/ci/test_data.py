@@ -160,6 +160,23 @@ def test_newer_rows_come_on_top_with_class_names_or_indices(workspace: Workspace
         data.load(workspace, spec, source, base.head(3).assign(diagnosis=["benign", "unclear", "benign"]))
 
 
+def test_a_choice_takes_the_place_of_the_old_rating(workspace: Workspace, tmp_path: Path) -> None:
+    spec = load_spec(workspace, "movies")
+    source = data.resolve(workspace, spec, write_ratings(tmp_path / "ratings.csv"))
+    base = data.load(workspace, spec, source)
+    assert not base.duplicated(["user", "item"]).any()
+    held = data.split(spec, base)[1].drop_duplicates("user").head(20)
+    newer = held[["user", "item"]].assign(rating=5.0, timestamp=int(base["timestamp"].max()) + 60)
+    twice = pd.concat([newer.assign(timestamp=newer["timestamp"] + 60), newer], ignore_index=True)
+    frame = data.load(workspace, spec, source, twice)
+    assert len(frame) == len(base)
+    train, now_held = data.split(spec, frame)
+    chosen = pd.MultiIndex.from_frame(newer[["user", "item"]])
+    assert not pd.MultiIndex.from_frame(train[["user", "item"]]).isin(chosen).any()
+    found = now_held[pd.MultiIndex.from_frame(now_held[["user", "item"]]).isin(chosen)]
+    assert (found["timestamp"] == base["timestamp"].max() + 120).all() and len(found) == len(newer)
+
+
 def test_a_row_stays_on_its_side_as_the_data_grows() -> None:
     small, more = rows(400), rows(300, seed=1)
     held = data.split(BINARY, small)[1]
