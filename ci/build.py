@@ -27,7 +27,7 @@ from ci import registry, requirements
 from ci.console import step
 from ci.errors import Mistake, Refusal
 from ci.files import sha256_file
-from ci.shell import run
+from ci.shell import git, run
 from ci.workspace import Workspace
 
 REGISTRY = "wharf.local"  # of image names on the local target, where the store takes the place of a registry
@@ -62,7 +62,8 @@ def main(workspace: Workspace, options: argparse.Namespace) -> int:
 def build(workspace: Workspace, name: str, version: int | None = None) -> Bento:
     """Build the bento of `version` (default: the newest) and note it in the registry, unless it is there already.
 
-    Raises Mistake (no such version, no service), Refusal (the artifact is not the registered one), Unavailable.
+    Raises Mistake (no such version, no service, code that is not committed), Refusal (the artifact is not the
+    registered one), Unavailable.
     """
     workspace.model(name)
     number = version or registry.latest(workspace, name)
@@ -70,6 +71,7 @@ def build(workspace: Workspace, name: str, version: int | None = None) -> Bento:
         raise Mistake(
             f"model '{name}' has no version to build", tip=f"make one with `wharf register {name}` or `wharf ship`"
         )
+    _require_committed(workspace, name)
     facts = registry.facts(workspace, name, number)
     with store_lock(workspace) as scratch:
         model = _download(workspace, name, facts.run, facts.artifact, scratch / "download")
@@ -77,6 +79,22 @@ def build(workspace: Workspace, name: str, version: int | None = None) -> Bento:
     if (facts.bento, facts.image) != (bento.tag, bento.image):
         registry.set_facts(workspace, name, number, bento=bento.tag, image=bento.image)
     return bento
+
+
+def _require_committed(workspace: Workspace, name: str) -> None:
+    """Raise Mistake when a file that goes into the bento is in no commit: nobody could say later what serves."""
+    own = [f"bentos/{name}/{file}" for file in ("service.py", "bentofile.yaml")]
+    listed = git(
+        workspace.root,
+        *("status", "--porcelain", "-z", "--untracked-files=all", "--ignored=matching", "--no-renames"),
+        *("--", ":(glob)bentos/*.py", *own, "uv.lock"),
+    )
+    paths = [entry[3:] for entry in listed.split("\0") if entry]
+    if paths:
+        raise Mistake(
+            [f"{path}: is not committed, and a bento is made of committed code only" for path in paths],
+            tip="commit first (`git add` and `git commit`), then build again",
+        )
 
 
 def find(workspace: Workspace, image: str) -> Path | None:

@@ -18,6 +18,7 @@ from ci import build
 from ci.cli import main
 from ci.errors import Mistake, Refusal, Unavailable
 from ci.requirements import BY_FORMAT, SERVING, export
+from ci.shell import git
 from ci.workspace import Workspace
 from tests.bentos import artifacts
 from tests.mlflow_server import ROOT
@@ -165,6 +166,26 @@ def test_no_version_and_a_broken_registry_are_said_in_a_line(workspace: Workspac
         build.build(workspace, "tumor", 7)
 
 
+@pytest.mark.parametrize("path", ["bentos/serving.py", "bentos/tumor/service.py", "bentos/extra.py", "uv.lock"])
+def test_code_that_is_in_no_commit_is_not_built(
+    workspace: Workspace, registry: RegistryDouble, model: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    add_version(registry, model)
+    (workspace.models / "tumor" / "notes.txt").write_text("goes into no bento\n")
+    monkeypatch.setattr(build, "package", lambda *_: build.Bento("tumor:0", "0", "i", workspace.root, built=False))
+    assert build.build(workspace, "tumor").tag == "tumor:0"
+    file = workspace.root / path
+    file.write_text(f"{file.read_text() if file.exists() else ''}# changed\n")
+    with pytest.raises(Mistake, match=f"{path}: is not committed") as caught:
+        build.build(workspace, "tumor")
+    assert "commit first" in caught.value.tip
+    git(workspace.root, "add", path)  # in the index is in no commit either
+    with pytest.raises(Mistake, match=f"{path}: is not committed"):
+        build.build(workspace, "tumor")
+    git(workspace.root, "commit", "--quiet", "--message=Change")
+    assert build.build(workspace, "tumor").tag == "tumor:0"
+
+
 # --- real builds ---
 
 
@@ -215,6 +236,7 @@ def test_build_is_repeatable_noted_in_the_registry_and_checked(
     # Other code is another bento beside it.
     service = workspace.bentos / "tumor" / "service.py"
     service.write_text(service.read_text() + "# changed\n")
+    git(workspace.root, "commit", "--quiet", "--all", "--message=Another service")
     other = build.build(workspace, "tumor", 1)
     assert other.built and other.tag != made.tag and build.find(workspace, made.image) == made.path
     assert not leftovers(workspace)
