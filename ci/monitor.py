@@ -189,6 +189,10 @@ def _notes(
         notes.append(f"the window holds more rows; the newest {log.rows} were read (--rows {max_rows})")
     if log.broken:
         notes.append(f"{log.broken} lines of the prediction log could not be read and were left out")
+    if log.repeated:
+        notes.append(
+            f"{log.repeated} requests came again under the same id; labels count for the newest answer of an id"
+        )
     if broken_labels:
         notes.append(f"{broken_labels} lines of the labels could not be read and were left out")
     return notes

@@ -50,6 +50,12 @@ class PredictionLog:
     cut: bool  # more rows were in the window than `max_rows`
 
     @property
+    def repeated(self) -> int:
+        """Number of answered requests whose id a later answered one has too: labels do not count for them."""
+        answered = np.unique(self.request).tolist()
+        return len(answered) - len({self.ids[i] for i in answered})
+
+    @property
     def rows(self) -> int:
         """Number of answered rows."""
         return len(self.request)
@@ -139,7 +145,8 @@ def _blocks(path: Path) -> Iterator[list[bytes]]:
 
 
 def _assemble(found: _Collected, schema: Schema | None) -> PredictionLog:
-    entries = sorted(found.entries, key=lambda entry: entry["ts"])
+    oldest_first = found.entries[::-1]  # of equal times the line that was written later stays the later one
+    entries = sorted(oldest_first, key=lambda entry: entry["ts"])
     answered = [(i, entry) for i, entry in enumerate(entries) if entry.get("predictions") is not None]
     sizes = [len(entry["predictions"]) for _, entry in answered]
     request = np.repeat(np.array([i for i, _ in answered], dtype=np.int64), sizes)
@@ -194,18 +201,22 @@ def _coded(codes: dict[str, int] | None, value: Any) -> Any:
 
 
 def sizes(folder: Path, ids: set[str]) -> dict[str, int]:
-    """Return how many rows were answered in each request of `ids` that is in the log."""
+    """Return how many rows were answered in each request of `ids` that is in the log.
+
+    A client may send an id again: the newest answer counts, as in `join`.
+    """
     found: dict[str, int] = {}
-    for path in folder.glob("*.jsonl"):
+    newest: dict[str, float] = {}
+    for path in sorted(folder.glob("*.jsonl")):
         for lines in _blocks(path):
             for line in lines:
                 try:
                     entry = orjson.loads(line)
-                    name, predictions = str(entry["id"]), entry.get("predictions")
+                    name, when, predictions = str(entry["id"]), float(entry["ts"]), entry.get("predictions")
                 except (ValueError, TypeError, KeyError, AttributeError):
                     continue  # `read` counts these
-                if predictions is not None and name in ids:
-                    found[name] = len(predictions)
+                if predictions is not None and name in ids and when >= newest.get(name, when):
+                    found[name], newest[name] = len(predictions), when
     return found
 
 
@@ -242,10 +253,18 @@ def read_labels(folder: Path, *, several: bool = False) -> Labels:
 
 
 def join(log: PredictionLog, labels: Labels) -> tuple[NDArray[np.int64], list[list[Any]]]:
-    """Return the rows of `log` that have a label, as indices [k], and their labels [k]."""
+    """Return the rows of `log` that have a label, as indices [k], and their labels [k].
+
+    The id of a request comes from its client and need not be unique, a retry has the same: of the answered requests
+    with one id the newest counts, so that no label counts twice.
+    """
     if not labels.by_row:
         return np.empty(0, dtype=np.int64), []
-    keys = zip(log.request.tolist(), log.position.tolist(), strict=True)
-    found = [(at, labels.by_row.get((log.ids[i], position))) for at, (i, position) in enumerate(keys)]
-    pairs = [(at, value) for at, value in found if value is not None]
+    requests = log.request.tolist()
+    newest = {log.ids[i]: i for i in requests}  # requests are in order of time: the last one stays
+    pairs: list[tuple[int, list[Any]]] = []
+    for at, (i, position) in enumerate(zip(requests, log.position.tolist(), strict=True)):
+        value = labels.by_row.get((log.ids[i], position))
+        if value is not None and newest[log.ids[i]] == i:
+            pairs.append((at, value))
     return np.array([at for at, _ in pairs], dtype=np.int64), [value for _, value in pairs]

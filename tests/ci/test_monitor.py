@@ -177,6 +177,16 @@ def test_performance_of_labelled_rows(watched: Workspace) -> None:
     assert "tumor/dev: roc_auc: 0.0000 is below 0.95 on 150 labelled rows" in report.alerts
 
 
+def test_a_request_that_was_sent_again_is_said(watched: Workspace) -> None:
+    values = healthy(10, seed=2)
+    log_now(watched, values)
+    log_now(watched, values)  # the same two ids
+    label(watched, "tumor", "dev", [Given("r0", row, "benign", "") for row in range(5)])
+    report = monitor(watched, "tumor")
+    assert (report.rows, report.performance.labelled_rows) == (20, 5)
+    assert "2 requests came again under the same id; labels count for the newest answer of an id" in report.notes
+
+
 def test_few_labels_are_shown_and_not_alerted(watched: Workspace) -> None:
     lines = log_now(watched, healthy(400, seed=2))
     label(watched, "tumor", "dev", [Given(one["id"], 0, "malignant", "") for one in lines[::2]])

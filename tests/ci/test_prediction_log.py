@@ -113,6 +113,18 @@ def test_join_takes_the_last_label(tmp_path: Path) -> None:
     assert read_labels(tmp_path / "labels", several=True).by_row["r2", 0] == ["y", "z"]
 
 
+@pytest.mark.parametrize("later", [BEGIN + 10, BEGIN])
+def test_a_label_counts_once_for_a_request_that_was_sent_again(tmp_path: Path, later: float) -> None:
+    write(tmp_path / "log", [line(0, [[1, 1], [2, 2]]), line(0, [[3, 3]], ts=later), line(1, [[4, 4]])])
+    refused = {"ts": BEGIN + 20, "id": "r0", "model": "m", "version": 1, "environment": "dev", "status": 503, "ms": 1}
+    write(tmp_path / "log", [refused])  # the newest of all, but nothing was answered
+    write(tmp_path / "labels", [{"ts": 1, "id": "r0", "row": row, "label": "x"} for row in (0, 1)])
+    log = read(tmp_path / "log", SCHEMA)
+    rows, found = join(log, read_labels(tmp_path / "labels"))
+    assert (log.values[rows, 0].tolist(), found, log.repeated) == ([3.0], [["x"]], 1)
+    assert sizes(tmp_path / "log", {"r0"}) == {"r0": 1}
+
+
 def test_sizes_of_requests(tmp_path: Path) -> None:
     write(tmp_path, [line(i, [[i, 0]] * (i + 1)) for i in range(3)], tail="{broken\n[1]\n")
     assert sizes(tmp_path, {"r2", "r0", "other"}) == {"r0": 1, "r2": 3}
