@@ -12,18 +12,30 @@ from ci.release import Release, path_of
 from ci.validation.repository import Repository
 
 
-def check(repository: Repository, environments: Mapping[str, Environment], releases: Sequence[Release]) -> list[str]:
+def check(
+    repository: Repository, environments: Mapping[str, Environment], releases: Sequence[Release], base: str = ""
+) -> list[str]:
     """Refuse a release that the environment before its own does not have and never had.
 
-    All of the pin must be the same, image and evidence included. What counts is the release now in the tree, or any
-    that the file ever was in the history of the commit that is checked.
+    All of the pin must be the same, image and evidence included. Of a change since `base` what counts is the release
+    at `base`, or any that the file ever was in its history: what comes with the change itself was never deployed, so
+    one change cannot take a version through two environments. Without `base` it is the tree and its history.
     """
     waiting: list[tuple[Release, str]] = []
     for pin in releases:
         before = environments[pin.environment].after if pin.environment in environments else None
-        if before is not None and _current(repository, before, pin.model) != replace(pin, environment=before):
+        if before is not None:
             waiting.append((pin, before))
-    past = repository.past(repository.new, _paths(waiting))
+    if base:
+        # The history of `base` holds what its tree holds.
+        past = repository.past(base, _paths(waiting))
+    else:
+        waiting = [
+            (pin, before)
+            for pin, before in waiting
+            if _current(repository, before, pin.model) != replace(pin, environment=before)
+        ]
+        past = repository.past(repository.new, _paths(waiting))
     return [
         fault for pin, before in waiting if (fault := _fault(repository, pin, before, past[path_of(before, pin.model)]))
     ]

@@ -124,6 +124,38 @@ def test_the_order_is_kept_in_a_change(tree: Path, registry: RegistryDouble) -> 
     assert fault.startswith("gitops/releases/prod/tumor.yaml: version 2 was never in staging")
 
 
+def test_one_change_does_not_take_a_version_through_two_environments(
+    tree: Path, registry: RegistryDouble, tmp_path: Path
+) -> None:
+    base = git(tree, "rev-parse", "HEAD")
+    facts = registry.add("tumor", 2)
+    release_all(tree, *[pin(facts, name) for name in ("dev", "staging", "prod")])
+    new = git(tree, "rev-parse", "HEAD")
+    faults = validate(tree, changed=base)
+    assert [fault.split(", and")[0] for fault in faults] == [
+        "gitops/releases/prod/tumor.yaml: version 2 was never in staging",
+        "gitops/releases/staging/tumor.yaml: version 2 was never in dev",
+    ]
+    done = judge(tmp_path, tree, base, new)
+    assert done.returncode == 3 and "version 2 was never in dev" in done.stderr
+    for step in ("HEAD~2", "HEAD~1", "HEAD"):  # one after the other each is in order
+        git(tree, "checkout", "--quiet", "--detach", new)
+        git(tree, "checkout", "--quiet", "--detach", step)
+        assert validate(tree, changed="HEAD~1") == []
+
+
+def test_a_merge_of_promotions_that_are_on_the_base_is_in_order(tree: Path, registry: RegistryDouble) -> None:
+    git(tree, "checkout", "--quiet", "-b", "mine")
+    (tree / "models/wine/data.py").write_text("import os\n")
+    commit(tree, "Mine")
+    git(tree, "checkout", "--quiet", "main")
+    facts = registry.add("tumor", 2)
+    release_all(tree, *[pin(facts, name) for name in ("dev", "staging", "prod")])
+    git(tree, "checkout", "--quiet", "mine")
+    git(tree, "merge", "--quiet", "--no-edit", "main")
+    assert validate(tree, changed="main") == []
+
+
 # commits
 
 
