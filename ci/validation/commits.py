@@ -16,9 +16,18 @@ _MACHINE = (_RELEASES, "gitops/rendered/")
 
 
 def check(repository: Repository, base: str) -> tuple[list[str], int]:
-    """Judge every commit that `base` has not (merges aside); return the faults and how many were judged."""
+    """Judge every commit that `base` has not; return the faults and how many were judged, not counting merges.
+
+    A merge brings releases together and changes none: the history of releases is read without merges.
+    """
     commits = repository.commits(base)
     faults = [fault for commit in commits for fault in _faults(commit)]
+    hint = "only `wharf promote` and `wharf rollback` change releases; merge again and keep what main has"
+    faults += [
+        f"commit {merge.id[:10]}: {path}: changed by a merge ({hint})"
+        for merge in repository.merges(base, _RELEASES)
+        for path in merge.paths
+    ]
     return faults + _false_pins(repository, commits), len(commits)
 
 

@@ -24,6 +24,14 @@ class Commit:
 
 
 @dataclass(frozen=True)
+class Merge:
+    """A merge of the pushed or proposed range, and what it changes beyond what it brings together."""
+
+    id: str
+    paths: list[str]
+
+
+@dataclass(frozen=True)
 class Repository:
     """A tree on disk and the git repository that it belongs to.
 
@@ -93,6 +101,45 @@ class Repository:
             found.append(Commit(commit, named, [path for path in paths if path]))
         return found
 
+    def merges(self, base: str, folder: str) -> list[Merge]:
+        """Return the merges that `new` has and `base` has not, with the paths below `folder` that they change.
+
+        A path is changed by a merge when it is neither what a parent has, nor, where only some parents changed it since
+        they parted, what one of those has: git itself would have taken theirs.
+        """
+        listed = self._git("rev-list", "--merges", "--reverse", "--parents", f"{base}..{self.new}")
+        found: list[Merge] = []
+        for line in listed.splitlines():
+            commit, *parents = line.split()
+            result, sides = self._blobs(commit, folder), [self._blobs(parent, folder) for parent in parents]
+            paths = {path for side in sides for path, _ in side.items() ^ result.items()}
+            if not paths:
+                continue
+            ancestors = [self._blobs(ancestor, folder) for ancestor in self._ancestors(parents)] or [{}]
+            wrong = [
+                path
+                for path in sorted(paths)
+                if all(
+                    _made_up(result.get(path), [side.get(path) for side in sides], before.get(path))
+                    for before in ancestors
+                )
+            ]
+            found.append(Merge(commit, wrong))
+        return found
+
+    def _ancestors(self, parents: Sequence[str]) -> list[str]:
+        """Return the best common ancestors of `parents`; none for histories that have nothing in common."""
+        options = ["--all"] if len(parents) == 2 else ["--all", "--octopus"]
+        try:
+            return self._git("merge-base", *options, *parents).split()
+        except CommandFailed:
+            return []
+
+    def _blobs(self, commit: str, folder: str) -> dict[str, str]:
+        """Return mode and blob of each file below `folder` at `commit`."""
+        entries = _names(self._git("ls-tree", "-r", "-z", "--full-tree", commit, "--", folder))
+        return {path: meta for meta, _, path in (entry.partition("\t") for entry in entries)}
+
     def read(self, wanted: Sequence[tuple[str, str]]) -> list[str | None]:
         """Return the text of each `(revision, path)`, None where there is none."""
         return gitcommit.read_all(self.git_dir or self.root, wanted) if wanted else []
@@ -121,6 +168,12 @@ class Repository:
             except Mistake:
                 continue  # an older or broken form: it proves nothing
         return found
+
+
+def _made_up(result: str | None, sides: Sequence[str | None], before: str | None) -> bool:
+    """Tell whether a merge holds a file that none of its sides would have brought; None: no such file."""
+    changed = [side for side in sides if side != before]
+    return result not in (changed or sides)
 
 
 def _names(listed: str) -> list[str]:

@@ -230,6 +230,37 @@ def test_merging_releases_needs_no_trailer(tree: Path, registry: RegistryDouble)
     assert validate(tree, changed=base) == []
 
 
+@pytest.mark.parametrize("way", ["another version", "the old one again"])
+def test_a_merge_changes_no_release(tree: Path, registry: RegistryDouble, way: str) -> None:
+    base = git(tree, "rev-parse", "HEAD")
+    first, second, third = registry.add("wine", 1), registry.add("wine", 2), registry.add("wine", 3)
+    git(tree, "checkout", "--quiet", "-b", "mine")
+    (tree / "models/wine/data.py").write_text("import os\n")
+    commit(tree, "Mine")
+    git(tree, "checkout", "--quiet", "main")
+    release_all(tree, pin(second, "dev"))
+    git(tree, "checkout", "--quiet", "mine")
+    git(tree, "merge", "--quiet", "--no-commit", "--no-ff", "main")
+    put(tree, pin(third if way == "another version" else first, "dev"))
+    made = commit(tree, "Merge")
+    assert len(git(tree, "rev-list", "--parents", "-1", "HEAD").split()) == 3
+    for since in (base, "main"):
+        assert validate(tree, changed=since) == [
+            f"commit {made[:10]}: gitops/releases/dev/wine.yaml: changed by a merge "
+            "(only `wharf promote` and `wharf rollback` change releases; merge again and keep what main has)"
+        ]
+
+
+def test_a_merge_may_choose_between_two_promotions(tree: Path, registry: RegistryDouble) -> None:
+    git(tree, "checkout", "--quiet", "-b", "mine")
+    release_all(tree, pin(registry.add("wine", 2), "dev"))
+    git(tree, "checkout", "--quiet", "main")
+    release_all(tree, pin(registry.add("wine", 3), "dev"))
+    git(tree, "checkout", "--quiet", "mine")
+    git(tree, "merge", "--quiet", "--no-edit", "--strategy-option=theirs", "main")
+    assert validate(tree, changed="main") == []
+
+
 def test_people_may_render_after_a_change_of_settings(tree: Path) -> None:
     edit(tree, "gitops/environments/dev.yaml", "max: 2", "max: 3")
     write(tree, render_all(tree))
