@@ -13,6 +13,7 @@ import hashlib
 import json
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Generator
@@ -25,12 +26,13 @@ import yaml
 
 from ci import registry, requirements
 from ci.console import step
-from ci.errors import Mistake, Refusal
+from ci.errors import Mistake, Refusal, Unavailable
 from ci.files import sha256_file
-from ci.shell import git, run
+from ci.shell import CommandFailed, git, run
 from ci.workspace import Workspace
 
 REGISTRY = "wharf.local"  # of image names on the local target, where the store takes the place of a registry
+_BUILD_S = 300
 _IMAGE = re.compile(r"[^@]*?([a-z][a-z0-9]{0,39})@sha256:([0-9a-f]{64})")
 
 
@@ -141,12 +143,7 @@ def _package(workspace: Workspace, name: str, model: Path, context: Path, scratc
         "--output",
         "tag",
     ]
-    run(
-        [*command, str(context)],
-        cwd=context,
-        env={"BENTOML_HOME": str(home), "BENTOML_DO_NOT_TRACK": "true"},
-        timeout=300,
-    )
+    _bentoml([*command, str(context)], context, home, name)
     made = home / "bentos" / name / digest[:16]
     found = _content(made, name)
     if found != digest:
@@ -161,6 +158,24 @@ def _package(workspace: Workspace, name: str, model: Path, context: Path, scratc
         bento.path.rename(scratch / "damaged")
     made.rename(bento.path)
     return bento
+
+
+def _bentoml(command: list[str], context: Path, home: Path, name: str) -> None:
+    """Run `bentoml build`; raises Mistake with the last line of what it says, Unavailable when it takes too long."""
+    env = {"BENTOML_HOME": str(home), "BENTOML_DO_NOT_TRACK": "true"}
+    try:
+        run(command, cwd=context, env=env, timeout=_BUILD_S)
+    except subprocess.TimeoutExpired:
+        raise Unavailable(
+            f"bentoml did not build the bento of '{name}' within {_BUILD_S} seconds",
+            tip="run the command again when the machine has less to do",
+        ) from None
+    except CommandFailed as error:
+        said = [line.strip() for line in error.stderr.splitlines() if line.strip()] or [f"code {error.code}"]
+        raise Mistake(
+            f"bentos/{name}/: bentoml cannot build it: {said[-1]}",
+            tip=f"look at bentos/{name}/service.py and bentos/{name}/bentofile.yaml",
+        ) from None
 
 
 def content_hash(root: Path) -> str:

@@ -18,7 +18,7 @@ from ci import build
 from ci.cli import main
 from ci.errors import Mistake, Refusal, Unavailable
 from ci.requirements import BY_FORMAT, SERVING, export
-from ci.shell import git
+from ci.shell import CommandFailed, git
 from ci.workspace import Workspace
 from tests.bentos import artifacts
 from tests.mlflow_server import ROOT
@@ -184,6 +184,31 @@ def test_code_that_is_in_no_commit_is_not_built(
         build.build(workspace, "tumor")
     git(workspace.root, "commit", "--quiet", "--message=Change")
     assert build.build(workspace, "tumor").tag == "tumor:0"
+
+
+def test_a_service_that_bentoml_cannot_import_is_one_line(
+    workspace: Workspace, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(command: list[str], **_: object) -> str:
+        raise CommandFailed(command, 1, "Traceback (most recent call last):\n  File x\nSyntaxError: invalid syntax\n\n")
+
+    monkeypatch.setattr(build, "run", fail)
+    with pytest.raises(Mistake) as caught:
+        package(workspace, model)
+    assert caught.value.lines == ["bentos/tumor/: bentoml cannot build it: SyntaxError: invalid syntax"]
+    assert not leftovers(workspace)
+
+
+def test_a_build_that_takes_too_long_can_be_tried_again(
+    workspace: Workspace, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hang(command: list[str], *, timeout: float, **_: object) -> str:
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(build, "run", hang)
+    with pytest.raises(Unavailable, match="bentoml did not build the bento of 'tumor' within 300 seconds"):
+        package(workspace, model)
+    assert not leftovers(workspace)
 
 
 # --- real builds ---
