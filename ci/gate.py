@@ -1,8 +1,8 @@
 """`wharf gate MODEL`: check a run on held-out rows with the artifact that will serve, and store the evidence.
 
-Checks: the artifact is the one that was trained and is small enough; no held-out row was trained on; predictions are
-finite; every metric against its thresholds and against the champion; slices; latency. A check that cannot run is a
-failed check. The evidence is stored on the run whether it passed or not.
+Checks: the artifact is the one that was trained and is small enough; the commit of the run holds its code; no held-out
+row was trained on; predictions are finite; every metric against its thresholds and against the champion; slices;
+latency. A check that cannot run is a failed check. The evidence is stored on the run whether it passed or not.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from ci.release import Release
     from ci.scoring import Scored
     from models.spec import ModelSpec
+
+
+_DIRTY_TAG = "wharf.dirty"
 
 
 class GateRefusal(Refusal):
@@ -125,7 +128,7 @@ def _still_valid(
         found = read_evidence(store, run)
     except Refusal:  # not a record that this version reads: gate again
         return None
-    if found is None or not found[0].passed:
+    if found is None or not found[0].passed or not _committed(run).passed:
         return None
     known = found[0]
     before = known.champion.run if known.champion else None
@@ -238,7 +241,19 @@ def _tag_checks(run: Run) -> list[Check]:
     return [
         Check("data.digest", None, None, named, said),
         Check("run.commit", None, None, known, commit if known else f"the run's tag wharf.commit is '{commit}'"),
+        _committed(run),
     ]
+
+
+def _committed(run: Run) -> Check:
+    """Check that the commit of the run holds the code that the run is made from."""
+    dirty = run.tags.get(_DIRTY_TAG, "")
+    detail = "all code of the run is in its commit"
+    if dirty == "true":
+        detail = "made from changes that are in no commit: commit them and train again"
+    elif dirty != "false":
+        detail = f"the run's tag {_DIRTY_TAG} is '{dirty}', not 'false'"
+    return Check("run.committed", None, None, dirty == "false", detail)
 
 
 def _frames(store: Store, run: Run, folder: Path) -> tuple[pd.DataFrame | None, pd.DataFrame | None, str]:

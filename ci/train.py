@@ -132,7 +132,9 @@ def train(
 
     spec = load_spec(workspace, name)
     params = {**spec.training.params, **(overrides or {})}
-    job = _Job(workspace, spec, rows.resolve(workspace, spec, data), newer, params, _code(workspace))
+    job = _Job(workspace, spec, rows.resolve(workspace, spec, data), newer, params, _code(workspace, name))
+    if job.code.dirty:
+        say(f"  models/{name}, models/*.py, ci or uv.lock has changes in no commit: the gate will refuse this run")
     fingerprint = job.fingerprint()
     folder = workspace.state / "runs" / fingerprint
     with _alone(folder):
@@ -181,10 +183,12 @@ def _typed(text: str, kind: type) -> Value:
     return value
 
 
-def _code(workspace: Workspace) -> _Code:
+def _code(workspace: Workspace, name: str) -> _Code:
+    # What decides a run; a note or another model that is not committed yet does not matter.
+    deciding = [f"models/{name}", ":(glob)models/*.py", "ci", "uv.lock"]
     try:
         commit = git(workspace.root, "rev-parse", "--verify", "HEAD^{commit}")
-        dirty = bool(git(workspace.root, "status", "--porcelain"))
+        dirty = bool(git(workspace.root, "status", "--porcelain", "--untracked-files=all", "--", *deciding))
     except CommandFailed:
         raise Mistake(
             f"{workspace.root} has no git commit: a run must name the code that it is made from",

@@ -49,6 +49,7 @@ def test_a_good_run_passes_and_carries_its_evidence(workspace: Workspace, mlflow
         "artifact.sha256",
         "data.digest",
         "run.commit",
+        "run.committed",
         "artifact.size_mb",
         "data.unseen",
         "predictions.finite",
@@ -229,6 +230,19 @@ def test_a_data_digest_that_is_not_the_recorded_one_is_refused(
     with pytest.raises(GateRefusal) as refusal:
         gate(workspace, name)
     assert failed(refusal) == ["data.digest"]
+
+
+@pytest.mark.parametrize(("dirty", "told"), [("true", "commit them and train again"), ("", "tag wharf.dirty is ''")])
+def test_a_run_from_uncommitted_code_is_refused(
+    workspace: Workspace, mlflow_uri: str, name: str, dirty: str, told: str
+) -> None:
+    run = add_run(workspace, mlflow_uri, name)
+    gate(workspace, name)
+    open_store(mlflow_uri).set_run_tags(run.id, {"wharf.dirty": dirty})  # evidence from before does not help it
+    with pytest.raises(GateRefusal) as refusal:
+        gate(workspace, name)
+    assert failed(refusal) == ["run.committed"]
+    assert told in refusal.value.evidence.failed[0].detail
 
 
 def test_runs_that_cannot_be_gated_are_mistakes(workspace: Workspace, mlflow_uri: str, name: str) -> None:

@@ -20,7 +20,7 @@ from ci import cli, tracking
 from ci.errors import Mistake, Unavailable
 from ci.files import sha256_file
 from ci.shell import git
-from ci.train import parse_overrides, train
+from ci.train import _code, parse_overrides, train
 from ci.workspace import Workspace, load_spec
 from tests.mlflow_server import ROOT, free_port
 from tests.movielens import write_ratings
@@ -107,6 +107,31 @@ def test_what_makes_another_run(workspace: Workspace, mlflow_db: str) -> None:
     assert not clean.reused and clean.metrics == dirty.metrics
     newest = runs(mlflow_db)[0]
     assert newest.data.tags["wharf.commit"] == head and newest.data.tags["wharf.dirty"] == "false"
+
+
+@pytest.mark.parametrize(
+    ("path", "dirty"),
+    [
+        ("models/tumor/notes.txt", True),
+        ("models/tumor/train.py", True),
+        ("models/metrics.py", True),
+        ("models/helper.py", True),
+        ("ci/data.py", True),
+        ("uv.lock", True),
+        ("notes.txt", False),
+        ("models/digits/train.py", False),
+        ("gitops/releases/dev/tumor.yaml", False),
+    ],
+)
+def test_what_makes_a_run_dirty(workspace: Workspace, path: str, dirty: bool) -> None:
+    assert not _code(workspace, "tumor").dirty
+    file = workspace.root / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a") as stream:
+        stream.write("# changed\n")
+    assert _code(workspace, "tumor").dirty is dirty
+    commit(workspace)
+    assert not _code(workspace, "tumor").dirty
 
 
 @slow
