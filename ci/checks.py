@@ -6,7 +6,7 @@ import math
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -56,17 +56,28 @@ def attempt_all(name: str, check: Callable[[], list[Check]]) -> list[Check]:
     return found if outcome.passed else [outcome]
 
 
-def unseen(holdout: pd.DataFrame, reference: pd.DataFrame) -> Check:
-    """Check that no held-out row is among the training rows that the run kept (a sample of at most 10,000)."""
+def unseen(holdout: pd.DataFrame, reference: pd.DataFrame, name: str = "data.unseen") -> Check:
+    """Check that no held-out row is among the training rows that a run kept (a sample of at most 10,000)."""
     columns = [str(column) for column in holdout.columns if column in reference.columns]
     if len(columns) < len(holdout.columns):
-        return unrunnable("data.unseen", 0, "reference.parquet lacks columns of holdout.parquet")
+        return unrunnable(name, 0, "reference.parquet lacks columns of holdout.parquet")
     kept, held = (
         pd.util.hash_pandas_object(_comparable(frame[columns]), index=False) for frame in (reference, holdout)
     )
     both = int(held.isin(kept).sum())
     detail = f"{both} of {len(holdout)} held-out rows are among {len(reference)} training rows"
-    return Check("data.unseen", float(both), 0, both == 0, detail)
+    return Check(name, float(both), 0, both == 0, detail)
+
+
+def unseen_by(champion: Champion, holdout: pd.DataFrame, reference: pd.DataFrame) -> Check:
+    """Check that the champion did not train on what its challenger is measured on; `reference` is the champion's.
+
+    The seed, the input columns and `data.holdout` decide who is held out: when one changed between the two, the
+    champion's figures on these rows would be those of its own training rows.
+    """
+    found = unseen(holdout, reference, "champion.unseen")
+    reason = "" if found.passed else "; did seed, columns or holdout change since?"
+    return replace(found, detail=f"{found.detail} of version {champion.version} in {champion.environment}{reason}")
 
 
 def _comparable(frame: pd.DataFrame) -> pd.DataFrame:

@@ -160,7 +160,8 @@ def split(spec: ModelSpec, frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFr
     """Return the training rows and the held-out rows (about the share `data.holdout`), both in the given order.
 
     Tables: a row is held out by a hash of its inputs and the seed, so it always falls on the same side, however the
-    data grows, and equal rows fall on the same side: no champion has seen what its challenger is measured on.
+    data grows, and equal rows fall on the same side: while seed, columns and holdout stay the same, no champion has
+    seen what its challenger is measured on (the gate checks it: `champion.unseen`).
     Ranking: of each user the latest ratings by timestamp (ties: by item), so that the past predicts the future.
 
     Raises Mistake when a side is left without rows or training without a class.

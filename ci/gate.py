@@ -172,6 +172,8 @@ def _judge(
         done += [check.unrunnable(name, bound, reason) for name, bound in demanded]
     else:
         rival = _rival(store, spec, frame, released, folder / "champion") if released else None
+        if rival and any(rule.champion for rule in spec.gate.metrics.values()):
+            done.append(_champion_unseen(store, rival.champion, frame, folder / "champion"))
         metrics = check.measure(spec.gate, scored)
         done += _prediction_checks(spec, scored, rival, frame, metrics)
     verdict = "passed" if all(one.passed for one in done) else "refused"
@@ -291,6 +293,22 @@ def _rival(
         return Rival(champion, score(folder, release.artifact.removeprefix("sha256:"), frame, spec))
     except Exception as error:  # fail closed: the checks against the champion fail with this reason
         return Rival(champion, None, str(error) or type(error).__name__)
+
+
+def _champion_unseen(store: Store, champion: Champion, frame: pd.DataFrame, folder: Path) -> Check:
+    """Check that the champion's training rows, as far as its run kept them, hold none of the held-out rows."""
+    import pandas as pd
+
+    from ci import checks as check
+
+    def compare() -> Check:
+        run = store.run(champion.run)
+        if run is None:
+            return check.unrunnable("champion.unseen", 0, f"MLflow has no run {champion.run}")
+        kept = store.download(run, "reference.parquet", folder / "reference.parquet")
+        return check.unseen_by(champion, frame, pd.read_parquet(kept))
+
+    return check.attempt("champion.unseen", 0, compare)
 
 
 def _store(

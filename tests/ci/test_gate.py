@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from ci import evidence as record
@@ -132,6 +133,31 @@ def test_a_model_worse_than_the_champion_is_refused(workspace: Workspace, mlflow
     check = refusal.value.evidence.failed[0]
     assert check.bound == -0.02 and check.value is not None and check.value < -0.02
     assert "of version 3 in staging" in check.detail
+
+
+def test_a_champion_that_trained_on_the_held_out_rows_is_no_measure(
+    workspace: Workspace, mlflow_uri: str, name: str
+) -> None:
+    seen = pd.concat([rows(200, seed=2), rows().head(7)], ignore_index=True)
+    release(workspace, "dev", name, 4, add_run(workspace, mlflow_uri, name, reference=seen))
+    challenger = add_run(workspace, mlflow_uri, name)
+    with pytest.raises(GateRefusal) as refusal:
+        gate(workspace, name, challenger.id)
+    assert failed(refusal) == ["champion.unseen"]
+    check = refusal.value.evidence.failed[0]
+    assert check.value == 7 and "version 4 in dev" in check.detail and "did seed, columns or holdout" in check.detail
+    add_model(workspace, name, metrics={"roc_auc": {"min": 0.8}})  # nothing is compared with the champion
+    assert gate(workspace, name, challenger.id).passed
+
+
+def test_a_champion_without_its_training_rows_fails_the_check(workspace: Workspace, mlflow_uri: str, name: str) -> None:
+    champion = add_run(workspace, mlflow_uri, name)
+    release(workspace, "dev", name, 1, champion)
+    open_store(mlflow_uri).write(champion, "reference.parquet", b"no table")
+    challenger = add_run(workspace, mlflow_uri, name)
+    with pytest.raises(GateRefusal) as refusal:
+        gate(workspace, name, challenger.id)
+    assert failed(refusal) == ["champion.unseen"]
 
 
 def test_an_equal_model_passes_against_the_champion(workspace: Workspace, mlflow_uri: str, name: str) -> None:
