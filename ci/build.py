@@ -269,7 +269,7 @@ def _python(bentofile: Path, where: str) -> str:
     """Return the Python version that the bentofile pins."""
     try:
         python = yaml.safe_load(bentofile.read_text(encoding="utf-8"))["docker"]["python_version"]
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise Mistake(f"{where}: not valid YAML: {str(error).splitlines()[0]}") from None
     except (KeyError, TypeError):
         raise Mistake(

@@ -12,6 +12,8 @@ import yaml
 
 from ci.errors import Mistake, did_you_mean
 
+# What PyYAML raises besides its own error for a value that is none of its kind, such as the date 2024-99-99.
+NO_VALUE = (ValueError, KeyError, AttributeError, OverflowError)
 _HEADER = "# Written by `wharf promote` and `wharf rollback`; edit nothing here by hand.\n"
 _PATTERNS = {
     "model": r"[a-z][a-z0-9]{0,39}",
@@ -56,7 +58,7 @@ def parse(text: str, where: str) -> Release:
     """Read the text of a release named `where` in errors; raises Mistake with one line a fault."""
     try:
         raw: Any = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - both are safe
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, *NO_VALUE) as error:
         raise Mistake(f"{where}: not valid YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(raw, dict):
         raise Mistake(f"{where}: must be a mapping")

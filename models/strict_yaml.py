@@ -63,6 +63,24 @@ class StrictLoader(_SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def _checked(tag: str) -> None:
+    """Let StrictLoader refuse, with its place, a value that looks like one of `tag` and is none, such as 2024-99-99."""
+    construct = _SafeLoader.yaml_constructors[tag]
+
+    def checked(loader: Any, node: yaml.ScalarNode) -> Any:
+        try:
+            return construct(loader, node)
+        except (ValueError, KeyError, AttributeError, OverflowError):  # what PyYAML's own constructors let through
+            problem = f"'{node.value}' is no {tag.rpartition(':')[2]} (text needs quotes)"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
+
+    StrictLoader.add_constructor(tag, checked)
+
+
+for _kind in ("timestamp", "int", "float", "bool"):
+    _checked(f"tag:yaml.org,2002:{_kind}")
+
+
 def yaml_fault(error: yaml.YAMLError) -> str:
     """Return `:line:column: not valid YAML: …` for an error line, to stand behind the name of the file."""
     mark = getattr(error, "problem_mark", None)

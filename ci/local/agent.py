@@ -14,6 +14,7 @@ import importlib
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 import traceback
@@ -162,7 +163,7 @@ class Agent:
                 wanted = await asyncio.to_thread(self.manifests.read, revision)
                 await self._apply(revision, wanted)
             problem = ""
-        except (CommandFailed, OSError) as error:
+        except (CommandFailed, subprocess.CalledProcessError, OSError, ValueError, IndexError) as error:
             detail = f": {error.stderr.strip()}" if isinstance(error, CommandFailed) and error.stderr.strip() else ""
             problem = f"the origin {origin(self.workspace).name} has no readable branch main{detail}"
         if problem != self.problem:

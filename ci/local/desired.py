@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from ci.release import NO_VALUE
 from ci.shell import git
 
 RENDERED = "gitops/rendered"
@@ -143,7 +144,7 @@ def _deployment(text: str) -> Any:
     """Return the Deployment in `text`, None when it holds another kind, a Fault when it is no YAML."""
     try:
         documents = list(yaml.load_all(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, *NO_VALUE) as error:
         return Fault(f"not valid YAML: {str(error).splitlines()[0]}")
     return next((d for d in documents if isinstance(d, dict) and d.get("kind") == "Deployment"), None)
 

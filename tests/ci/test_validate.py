@@ -73,6 +73,23 @@ def test_broken_yaml_in_a_spec(tree: Path) -> None:
     assert [fault.split(": ")[0:2] for fault in validate(tree)] == [["models/tumor/model.yaml:4:5", "not valid YAML"]]
 
 
+@pytest.mark.parametrize("value", ["2024-99-99", "!!timestamp soon", "!!bool perhaps", "!!int many", "0x_"])
+def test_values_that_do_not_exist_are_faults(tree: Path, value: str) -> None:
+    """PyYAML raises anything but its own error for them."""
+    edit(tree, "models/wine/model.yaml", "owner: someone", f"owner: {value}")
+    edit(tree, "gitops/environments/dev.yaml", "max: 2", f"max: {value}")
+    (tree / "gitops/extra.yaml").write_text(f"kind: {value}\n")
+    (tree / "gitops/releases/dev/tumor.yaml").write_text(f"model: {value}\n")
+    faults = validate(tree)
+    broken = {fault.split(":")[0] for fault in faults if "not valid YAML" in fault}
+    assert broken == {
+        "models/wine/model.yaml",
+        "gitops/environments/dev.yaml",
+        "gitops/extra.yaml",
+        "gitops/releases/dev/tumor.yaml",
+    }
+
+
 def test_a_file_that_is_not_text(tree: Path) -> None:
     for path in ("models/wine/model.yaml", "gitops/releases/dev/tumor.yaml", "gitops/rendered/dev/wine/service.yaml"):
         (tree / path).write_bytes(b"\xff\xfe")

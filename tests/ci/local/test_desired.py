@@ -50,6 +50,7 @@ def test_only_what_a_process_depends_on_changes_the_digest() -> None:
     ("text", "message"),
     [
         ("kind: [", "gitops/rendered/dev/tumor/deployment.yaml: not valid YAML"),
+        ("kind: Deployment\nx: 2024-99-99", "gitops/rendered/dev/tumor/deployment.yaml: not valid YAML: month must be"),
         ("kind: Service", "gitops/rendered/dev/tumor: has no Deployment, needs one"),
         ("", "gitops/rendered/dev/tumor: has no Deployment, needs one"),
         ("kind: Deployment", "deployment.yaml: not a Deployment of a model: KeyError 'spec'"),
