@@ -151,8 +151,8 @@ def _scope(repository: Repository, base: str) -> Scope:
 
 
 def _links(root: Path, files: Sequence[str]) -> list[str]:
-    """Return the symbolic links in folders that are read here: a pushed link could show any file of this machine."""
-    return [path for path in files if path.startswith(("gitops/", "models/")) and (root / path).is_symlink()]
+    """Return the symbolic links: what is read here or put into a bento could be any file of this machine."""
+    return [path for path in files if (root / path).is_symlink()]
 
 
 def _check(repository: Repository, workspace: Workspace, base: str, scope: Scope, report: Report) -> None:

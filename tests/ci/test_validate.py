@@ -238,6 +238,17 @@ def test_a_link_out_of_the_tree_is_not_followed(tree: Path, tmp_path: Path) -> N
     assert validate(tree) == ["gitops/releases/dev/wine.yaml: is a symbolic link (keep the file itself here)"]
 
 
+@pytest.mark.parametrize("path", ["bentos/util.py", "ci/settings.py", "notes.txt"])
+def test_no_link_is_taken_wherever_it_stands(tree: Path, tmp_path: Path, path: str) -> None:
+    """What stands in bentos/ is copied into every bento."""
+    (tmp_path / "outside").write_text("aws_secret_access_key\n")
+    (tree / path).parent.mkdir(exist_ok=True)
+    (tree / path).symlink_to(tmp_path / "outside")
+    wanted = [f"{path}: is a symbolic link (keep the file itself here)"]
+    assert validate(tree) == wanted
+    assert validate(tree, changed="HEAD") == wanted
+
+
 # the registry
 
 
