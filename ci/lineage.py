@@ -21,7 +21,7 @@ from ci.mlflow_store import Run, Store, connect
 from ci.registry import evidence_bytes, facts, finished_run, serving_file
 from ci.release import Release, path_of
 from ci.shell import CommandFailed, git
-from ci.workspace import Workspace
+from ci.workspace import Workspace, shown_uri
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def _of(store: Store, release: Release) -> Run:
 def _run(store: Store, release: Release) -> str:
     run = _of(store, release)
     _same(f"run {run.id}", {"artifact": (f"sha256:{run.tags.get('wharf.artifact_sha256')}", release.artifact)})
-    return f"complete in MLflow at {store.uri}"
+    return f"complete in MLflow at {shown_uri(store.uri)}"
 
 
 def _data(store: Store, release: Release) -> str:

@@ -14,6 +14,7 @@ from mlflow.tracking import MlflowClient
 
 from ci.errors import Mistake, Unavailable
 from ci.mlflow_store import NoArtifact, Run, Store, Version
+from ci.workspace import shown_uri
 
 _ABSENT = {"RESOURCE_DOES_NOT_EXIST", "NOT_FOUND"}
 
@@ -66,7 +67,7 @@ class ClientStore(Store):
         parent = path.rpartition("/")[0] or None
         with _reachable(self.uri):
             if path not in {entry.path for entry in self._client.list_artifacts(run.id, parent) or []}:
-                raise NoArtifact(f"MLflow at {self.uri} has no file {path} of run {run.id}")
+                raise NoArtifact(f"MLflow at {shown_uri(self.uri)} has no file {path} of run {run.id}")
             return Path(self._client.download_artifacts(run.id, path, str(folder)))
 
     def write(self, run: Run, path: str, content: bytes) -> None:
@@ -144,7 +145,7 @@ def _reachable(uri: str) -> Generator[None]:
 
 
 def _unavailable(uri: str, error: Exception) -> Exception:
-    line = f"MLflow at {uri}: {(str(error).splitlines() or [type(error).__name__])[0]}"
+    line = shown_uri(f"MLflow at {uri}: {(str(error).splitlines() or [type(error).__name__])[0]}")
     if isinstance(error, MlflowException) and error.error_code == "INVALID_PARAMETER_VALUE":
         return Mistake(line)
     return Unavailable(line, tip="is MLFLOW_TRACKING_URI right, and is the server reachable?")

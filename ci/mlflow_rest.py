@@ -20,6 +20,7 @@ from requests.auth import AuthBase
 
 from ci.errors import Mistake, Unavailable
 from ci.mlflow_store import NoArtifact, Run, Store, Version
+from ci.workspace import shown_uri
 
 _CONNECT_S = 3.05
 _READ_S = 20.0
@@ -217,7 +218,8 @@ class RestStore(Store):
             found = None
         if not isinstance(found, dict):
             raise Unavailable(
-                f"MLflow at {self.uri}: {endpoint} did not answer with JSON", tip="is MLFLOW_TRACKING_URI an MLflow?"
+                f"MLflow at {shown_uri(self.uri)}: {endpoint} did not answer with JSON",
+                tip="is MLFLOW_TRACKING_URI an MLflow?",
             )
         return found
 
@@ -242,11 +244,11 @@ def _reachable(uri: str) -> Generator[None]:
     try:
         yield
     except requests.exceptions.InvalidURL:
-        raise Mistake(f"MLFLOW_TRACKING_URI: '{uri}' is not a usable address") from None
+        raise Mistake(f"MLFLOW_TRACKING_URI: '{shown_uri(uri)}' is not a usable address") from None
     except requests.exceptions.RequestException as error:
         kind = "timed out" if isinstance(error, requests.exceptions.Timeout) else "does not answer"
         raise Unavailable(
-            f"MLflow at {uri} {kind} ({type(error).__name__})",
+            f"MLflow at {shown_uri(uri)} {kind} ({type(error).__name__})",
             tip="start the local platform with `make up`, or correct MLFLOW_TRACKING_URI, then run this again",
         ) from None
 
@@ -267,9 +269,9 @@ def _refused(answer: requests.Response, uri: str, where: str, api: bool) -> Exce
     if told.get("error_code") == "RESOURCE_ALREADY_EXISTS" and api:
         return AlreadyThere()
     if answer.status_code == 404 and not api:
-        return NoArtifact(f"MLflow at {uri} has no file {where}")
+        return NoArtifact(f"MLflow at {shown_uri(uri)} has no file {where}")
     message = str(told.get("message") or answer.reason or "").splitlines()[:1]
-    line = f"MLflow at {uri}: {where}: {answer.status_code} {message[0] if message else ''}".rstrip()
+    line = f"MLflow at {shown_uri(uri)}: {where}: {answer.status_code} {message[0] if message else ''}".rstrip()
     if answer.status_code in {401, 403}:
         tip = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
         return Mistake(line, tip=f"{tip}; a 403 may also mean the server's --allowed-hosts")

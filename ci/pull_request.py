@@ -10,7 +10,7 @@ from ci import github, registry
 from ci.errors import Unavailable
 from ci.offer import Draft
 from ci.remote import target
-from ci.workspace import Workspace, tracking_uri
+from ci.workspace import Workspace, shown_uri, tracking_uri
 
 
 def text_of(workspace: Workspace, draft: Draft) -> str:
@@ -88,7 +88,7 @@ def _run(workspace: Workspace, run: str) -> str:
         return f"`{run}`"
     host = urlsplit(uri).hostname
     reachable = uri.startswith("http") and host not in {"localhost", "127.0.0.1", "::1"}
-    return f"[`{run}`]({uri.rstrip('/')}/#/runs/{run})" if reachable else f"`{run}`"
+    return f"[`{run}`]({shown_uri(uri).rstrip('/')}/#/runs/{run})" if reachable else f"`{run}`"
 
 
 def _interval(metric: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ci.errors import Mistake
 from ci.prediction_log import Schema
-from ci.workspace import Workspace
+from ci.workspace import Workspace, shown_uri
 from models.spec import ModelSpec
 
 
@@ -61,7 +61,8 @@ def fetch(workspace: Workspace, run_id: str, path: str) -> Path:
     run = store.run(run_id)
     if run is None:
         raise Mistake(
-            f"MLflow at {store.uri} has no run {run_id}", tip="does MLFLOW_TRACKING_URI name the right server?"
+            f"MLflow at {shown_uri(store.uri)} has no run {run_id}",
+            tip="does MLFLOW_TRACKING_URI name the right server?",
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")

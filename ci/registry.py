@@ -20,7 +20,7 @@ from ci.errors import Mistake, Refusal, Unavailable
 from ci.evidence import Evidence
 from ci.files import sha256_bytes
 from ci.mlflow_store import NoArtifact, Run, Store, Version, connect
-from ci.workspace import Workspace, load_spec
+from ci.workspace import Workspace, load_spec, shown_uri
 
 _TAGS = {
     "run": "wharf.run",
@@ -240,7 +240,7 @@ def _create(store: Store, name: str, run: Run) -> Version:
             time.sleep(pause)
         if kept := _the_one(store, name, run.id):
             return kept
-    raise Unavailable(f"MLflow at {store.uri}: a version of run {run.id} was created but is not found")
+    raise Unavailable(f"MLflow at {shown_uri(store.uri)}: a version of run {run.id} was created but is not found")
 
 
 def _the_one(store: Store, name: str, run_id: str) -> Version | None:

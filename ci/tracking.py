@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from ci.errors import Unavailable
 from ci.files import write_atomic
+from ci.workspace import shown_uri
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -88,7 +89,8 @@ def probe(uri: str) -> None:
 def unavailable(uri: str, reason: str) -> Unavailable:
     """Return the error for an MLflow that does not answer."""
     return Unavailable(
-        f"MLflow at {uri} is not reachable ({reason})", tip="start it with `make up`, or set MLFLOW_TRACKING_URI"
+        shown_uri(f"MLflow at {uri} is not reachable ({reason})"),  # MLflow's own messages hold the address too
+        tip="start it with `make up`, or set MLFLOW_TRACKING_URI",
     )
 
 

@@ -25,7 +25,7 @@ from ci.mlflow_store import NoArtifact, Store, connect
 from ci.registry import evidence_bytes, facts
 from ci.release import Release
 from ci.status import Application, applications
-from ci.workspace import Workspace, load_spec
+from ci.workspace import Workspace, load_spec, shown_uri
 
 if TYPE_CHECKING:
     from models.spec import ModelSpec
@@ -69,10 +69,10 @@ def write_site(workspace: Workspace, folder: Path) -> list[Path]:
             )
         )
     written = [folder / "index.html"]
-    write_atomic(written[0], _index(pages, environments, store.uri))
+    write_atomic(written[0], _index(pages, environments, shown_uri(store.uri)))
     for page in pages:
         written.append(folder / f"{page.spec.name}.html")
-        write_atomic(written[-1], _model(page, environments, store.uri))
+        write_atomic(written[-1], _model(page, environments, shown_uri(store.uri)))
     return written
 
 

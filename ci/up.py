@@ -10,7 +10,7 @@ import argparse
 import importlib
 import shutil
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ from ci.console import paint, say, step
 from ci.errors import Mistake, Unavailable, WharfError
 from ci.files import write_atomic
 from ci.local import platform
-from ci.workspace import Workspace
+from ci.workspace import Workspace, shown_uri
 
 if TYPE_CHECKING:
     from ci.release import Release
@@ -53,7 +53,8 @@ def main(workspace: Workspace, options: argparse.Namespace) -> int:
             _warm_up()
         wait()
         if not options.platform_only:
-            _carry(workspace, first, _missing(workspace, names, first, _orphans(workspace, names)), done)
+            _withdraw_orphans(workspace, names, done)
+            _carry(workspace, first, _missing(workspace, names, first), done)
         _wait_for_all(workspace, done)
     _show(workspace, first, mlflow, done)
     return done.faults[0][1].exit_code if done.faults else 0
@@ -88,7 +89,7 @@ def _start(workspace: Workspace, done: _Done) -> tuple[platform.Part, Callable[[
     def wait() -> None:
         with step("MLflow") as shown:
             platform.wait_for_mlflow(workspace, mlflow)
-            shown.note = f"{mlflow.url}{'' if mlflow.started else ' (already there)'}"
+            shown.note = f"{shown_uri(mlflow.url)}{'' if mlflow.started else ' (already there)'}"
         if mlflow.note:
             say(f"    {mlflow.note}")
 
@@ -104,10 +105,8 @@ def _releases(workspace: Workspace, name: str, environments: list[str]) -> dict[
     return {environment: release for environment, release in found.items() if release}
 
 
-def _missing(
-    workspace: Workspace, names: list[str], first: str | None, orphans: Collection[tuple[str, str]] = ()
-) -> list[tuple[str, str]]:
-    """Return the (model, environment) pairs that need a release, in the order in which they are made."""
+def _missing(workspace: Workspace, names: list[str], first: str | None) -> list[tuple[str, str]]:
+    """Return the (model, environment) pairs that have no release yet, in the order in which they are made."""
     from ci.environments import load_all
 
     order = [environment.name for environment in load_all(workspace.root)]
@@ -115,11 +114,7 @@ def _missing(
     for name in sorted(names, key=lambda name: (name != first, name)):
         there = _releases(workspace, name, order)
         wanted = order if name == first else order[:1]
-        found += [
-            (name, environment)
-            for environment in order
-            if (name, environment) in orphans or (environment in wanted and environment not in there)
-        ]
+        found += [(name, environment) for environment in wanted if environment not in there]
     return found
 
 
@@ -146,9 +141,19 @@ def _orphans(workspace: Workspace, names: list[str]) -> set[tuple[str, str]]:
             except Mistake:
                 known = False
             if not known:
-                say(f"    the registry has no such version {release.version} of {name}: {environment} is released anew")
                 found.add((name, environment))
     return found
+
+
+def _withdraw_orphans(workspace: Workspace, names: list[str], done: _Done) -> None:
+    """Take out releases that mean nothing here: no champion can be compared with, and nothing can be served."""
+    from ci.withdraw import withdraw
+
+    if orphans := _orphans(workspace, names):
+        with step("withdraw releases that this registry does not know") as shown:
+            withdraw(workspace, orphans)
+            shown.note = ", ".join(sorted(f"{name} in {environment}" for name, environment in orphans))
+        done.changes.append(f"withdrew {len(orphans)} releases of another registry")
 
 
 def _warm_up() -> None:
@@ -259,7 +264,7 @@ def _show(workspace: Workspace, first: str | None, mlflow: platform.Part, done: 
 def _links(
     workspace: Workspace, first: str | None, mlflow: platform.Part, found: list[status.Application]
 ) -> list[tuple[str, str]]:
-    links = [("MLflow", mlflow.url)]
+    links = [("MLflow", shown_uri(mlflow.url))]
     shown = [a for a in found if a.model == first and a.version] or [a for a in found if a.version]
     if shown:
         last = shown[-1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -86,6 +87,11 @@ def load_spec(workspace: Workspace, name: str) -> ModelSpec:
         return load(workspace.model(name))
     except SpecError as error:
         raise Mistake(error.lines, tip=f"correct models/{name}/model.yaml; `wharf validate` checks it") from None
+
+
+def shown_uri(text: str) -> str:
+    """Return an address, or a text that holds some, without the user names and passwords written into them."""
+    return re.sub(r"://[^/\s?#'\"]*@", "://", text)
 
 
 def tracking_uri(workspace: Workspace) -> str:

@@ -18,7 +18,7 @@ from ci.files import write_atomic
 from ci.local import processes
 from ci.local.processes import HOST, Mark
 from ci.shell import CommandFailed, git
-from ci.workspace import Workspace, tracking_uri
+from ci.workspace import Workspace, shown_uri, tracking_uri
 
 MLFLOW_PORTS = range(5001, 5020)  # 5000 is taken on many machines (AirPlay, registries)
 MLFLOW_SECONDS = 120.0  # the first start makes the database
@@ -138,7 +138,7 @@ def wait_for_mlflow(workspace: Workspace, part: Part, timeout: float = MLFLOW_SE
     if processes.answers(f"{part.url.rstrip('/')}/health", 5.0):
         return
     if mark is None:
-        raise Unavailable(f"MLflow at {part.url} does not answer", tip="is MLFLOW_TRACKING_URI right?")
+        raise Unavailable(f"MLflow at {shown_uri(part.url)} does not answer", tip="is MLFLOW_TRACKING_URI right?")
     why = "does not answer" if processes.alive(mark) else "ended"
     raise Unavailable(
         f"MLflow {why}: {processes.last_line(log) or 'it said nothing'}",
