@@ -7,14 +7,16 @@ Only the module of the chosen step is imported: `wharf status` must not wait for
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
+import os
 import sys
 import tempfile
 import traceback
 from collections.abc import Sequence
 
 from ci.console import paint, say
-from ci.errors import Mistake, WharfError, did_you_mean
+from ci.errors import Mistake, Unavailable, WharfError, did_you_mean
 from ci.workspace import find
 
 # command: (module, what `wharf --help` says), in the order of the loop
@@ -43,6 +45,9 @@ COMMANDS = {
     "demo": ("ci.demo", "send shifted traffic and watch a challenger be proposed"),
 }
 
+# What the machine refuses, not a bug: the same command works once there is room or the permission.
+_NOT_OURS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+
 
 def _usage() -> str:
     width = max(map(len, COMMANDS))
@@ -62,11 +67,14 @@ def _usage() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code (see `ci.errors`)."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if not words or words[0] in {"-h", "--help", "help"}:
-        print(_usage())
-        return 0
     try:
-        return _run(words[0], words[1:])
+        try:
+            code = _run(words)
+        except SystemExit:  # argparse after `--help` or an unknown option
+            sys.stdout.flush()
+            raise
+        sys.stdout.flush()  # here, where what it raises is caught, and not while Python ends
+        return code
     except WharfError as error:
         for line in error.lines:
             say(f"{paint('ERROR', 'red', sys.stderr)}  {line}")
@@ -76,24 +84,58 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         say("stopped")
         return 130
-    except BrokenPipeError:
+    except BrokenPipeError:  # `wharf status | head`: the reader has seen enough
+        _write_nowhere()
         return 0
+    except OSError as error:
+        if error.errno not in _NOT_OURS:
+            return _crash(error)
+        if error.filename is None:  # standard output itself: flushed again while Python ends
+            _write_nowhere()
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
+        say(f"{paint('ERROR', 'red', sys.stderr)}  {what}")
+        return Unavailable.exit_code
     except Exception as error:
+        return _crash(error)
+
+
+def _write_nowhere() -> None:
+    """Point standard output to the null device, so that what is buffered fails nowhere."""
+    try:
+        descriptor = sys.stdout.fileno()
+    except (OSError, ValueError):
+        return  # not a file, nothing to point elsewhere
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, descriptor)
+    os.close(null)
+
+
+def _crash(error: Exception) -> int:
+    """Say that this is a bug and keep its traceback in a file, or show it where no file can be written."""
+    say(f"{paint('CRASH', 'red', sys.stderr)}  {type(error).__name__}: {error}")
+    try:
         with tempfile.NamedTemporaryFile("w", prefix="wharf-crash-", suffix=".txt", delete=False) as report:
-            traceback.print_exc(file=report)
-        say(f"{paint('CRASH', 'red', sys.stderr)}  {type(error).__name__}: {error}")
-        say(f"{paint('TIP', 'yellow', sys.stderr)}    this is a bug in Modelwharf; the traceback is in {report.name}")
-        return 1
+            traceback.print_exception(error, file=report)
+        where = f"the traceback is in {report.name}"
+    except OSError as fault:
+        traceback.print_exception(error)
+        where = f"the traceback is above, no file could be written ({fault.strerror})"
+    say(f"{paint('TIP', 'yellow', sys.stderr)}    this is a bug in Modelwharf; {where}")
+    return 1
 
 
-def _run(command: str, words: list[str]) -> int:
+def _run(words: list[str]) -> int:
+    if not words or words[0] in {"-h", "--help", "help"}:
+        print(_usage())
+        return 0
+    command = words[0]
     if command not in COMMANDS:
         raise Mistake(f"no command '{command}'{did_you_mean(command, COMMANDS)}", tip="see `wharf --help`")
     module_name, summary = COMMANDS[command]
     module = importlib.import_module(module_name)
     parser = argparse.ArgumentParser(prog=f"wharf {command}", description=f"{summary[0].upper()}{summary[1:]}.")
     module.arguments(parser)
-    options = parser.parse_args(words)
+    options = parser.parse_args(words[1:])
     return int(module.main(find(), options))
 
 

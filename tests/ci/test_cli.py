@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import os
+import subprocess
 import sys
+import tempfile
 import types
 from pathlib import Path
 
@@ -11,6 +15,7 @@ import pytest
 
 from ci import cli
 from ci.errors import Mistake, Refusal, Unavailable
+from tests.mlflow_server import ROOT
 
 
 @pytest.fixture
@@ -64,6 +69,53 @@ def test_a_crash_keeps_its_traceback_in_a_file(step_that, capsys) -> None:
     report = Path(said.strip().rsplit(" ", 1)[1])
     assert "Traceback" in report.read_text()
     report.unlink()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT])
+def test_what_the_machine_refuses_is_no_bug(step_that, capsys, code) -> None:
+    step_that(raising(OSError(code, os.strerror(code), "some/file")))
+    assert cli.main(["probe"]) == 4
+    assert capsys.readouterr().err.splitlines() == [f"ERROR  some/file: {os.strerror(code)}"]
+
+
+def test_any_other_error_of_the_machine_is_a_crash(step_that, capsys, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    step_that(raising(FileNotFoundError(errno.ENOENT, "No such file or directory", "some/file")))
+    assert cli.main(["probe"]) == 1
+    assert "CRASH  FileNotFoundError" in capsys.readouterr().err
+
+
+def test_a_crash_is_told_where_no_file_can_be_written(step_that, capsys, monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent"))
+    step_that(raising(ZeroDivisionError("by nought")))
+    assert cli.main(["probe"]) == 1
+    said = capsys.readouterr().err
+    assert "CRASH  ZeroDivisionError: by nought" in said and "Traceback" in said
+    assert "the traceback is above, no file could be written" in said
+
+
+@pytest.mark.parametrize("words", [["--help"], ["models", "--help"], ["models"]])
+def test_a_reader_that_goes_away_is_no_error(words) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "ci.cli", *words], stdout=writing, stderr=subprocess.PIPE, cwd=ROOT, text=True
+        )
+    finally:
+        os.close(writing)
+    assert done.stderr == ""
+    assert done.returncode == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_under_the_output_is_one_line() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "ci.cli", "--help"], stdout=full, stderr=subprocess.PIPE, cwd=ROOT, text=True
+        )
+    assert done.stderr.splitlines() == ["ERROR  No space left on device"]
+    assert done.returncode == 4
 
 
 def test_the_code_of_a_step_is_passed_on(step_that) -> None:
