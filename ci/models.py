@@ -11,8 +11,19 @@ from ci.gitcommit import PLAIN, require_repository
 from ci.shell import CommandFailed, git
 from ci.workspace import Workspace
 
+# The code that decides what a run is: its rows, split, artifact and metrics. It is part of a run's fingerprint. What
+# only moves or shows a run is not in it: else each small edit would train everything again.
+PIPELINE = (
+    "ci/data.py",
+    "ci/evaluate.py",
+    "ci/export.py",
+    "models/metrics.py",
+    "models/quality.py",
+    "models/spec.py",
+    "models/strict_yaml.py",
+)
 # A change here can change what every model learns or how it serves.
-_SHARED = re.compile(r"(models|bentos)/[^/]+\.py|uv\.lock")
+_SHARED = re.compile(r"(models|bentos)/[^/]+\.py|uv\.lock|" + "|".join(map(re.escape, PIPELINE)))
 _OWN = re.compile(r"(?:models|bentos)/([^/]+)/.+")
 
 

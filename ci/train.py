@@ -2,7 +2,8 @@
 
 The whole run is staged under `.wharf/runs/<fingerprint>/` before anything is sent. A command that was killed, or that
 found MLflow down, is finished by running it again: what is staged is uploaded, not trained a second time. A run with
-the same fingerprint (model files, data, locked environment, parameters, seed) is reused unless `--force` is given.
+the same fingerprint (model files, pipeline code, data, locked environment, parameters, seed) is reused unless
+`--force` is given.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from ci.console import say, step, table
 from ci.errors import Mistake, Unavailable, did_you_mean
 from ci.files import sha256_bytes, sha256_file
+from ci.models import PIPELINE
 from ci.shell import CommandFailed, git
 from ci.workspace import Workspace, load_spec, tracking_uri
 
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 
 Value = float | int | str | bool
 _REFERENCE_ROWS = 10_000
+_CODE = Path(__file__).parents[1]  # the code that runs, whatever checkout it works on
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class _Job:
     code: _Code
 
     def fingerprint(self) -> str:
-        """Return 64 hex digits over it; the commit is not in it, the model's files are."""
+        """Return 64 hex digits over it; the commit is not in it, the model's files and the code at work are."""
         from ci.data import digest
 
         folder = self.workspace.model(self.spec.name)
@@ -81,6 +84,7 @@ class _Job:
                 for path in sorted(folder.rglob("*"))
                 if path.is_file() and "__pycache__" not in path.parts
             },
+            "pipeline": {path: sha256_file(_CODE / path) for path in PIPELINE},
             "source": self.source.digest,
             "newer": digest(self.newer) if self.newer is not None and not self.newer.empty else None,
             "params": self.params,

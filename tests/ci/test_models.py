@@ -8,7 +8,7 @@ import pytest
 
 from ci import cli
 from ci.errors import Mistake
-from ci.models import touched
+from ci.models import PIPELINE, touched
 from ci.shell import git
 from ci.workspace import Workspace
 
@@ -34,6 +34,8 @@ def two(workspace: Workspace) -> Workspace:
         ("models/metrics.py", ["left", "right"]),
         ("bentos/serving.py", ["left", "right"]),
         ("uv.lock", ["left", "right"]),
+        *((path, ["left", "right"]) for path in PIPELINE),
+        ("ci/report.py", []),
         ("gitops/releases/dev/left.yaml", []),
         ("docs/models/left/notes.md", []),
         ("models/gone/model.py", []),

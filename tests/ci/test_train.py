@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,8 +20,9 @@ from mlflow.tracking import MlflowClient
 from ci import cli, tracking
 from ci.errors import Mistake, Unavailable
 from ci.files import sha256_file
+from ci.models import PIPELINE
 from ci.shell import git
-from ci.train import _code, parse_overrides, train
+from ci.train import _code, _Job, parse_overrides, train
 from ci.workspace import Workspace, load_spec
 from tests.mlflow_server import ROOT, free_port
 from tests.movielens import write_ratings
@@ -107,6 +109,27 @@ def test_what_makes_another_run(workspace: Workspace, mlflow_db: str) -> None:
     assert not clean.reused and clean.metrics == dirty.metrics
     newest = runs(mlflow_db)[0]
     assert newest.data.tags["wharf.commit"] == head and newest.data.tags["wharf.dirty"] == "false"
+
+
+def test_the_code_that_decides_a_run_is_in_its_fingerprint(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ci import data
+
+    spec = load_spec(workspace, "tumor")
+    job = _Job(workspace, spec, data.resolve(workspace, spec), None, {}, _code(workspace, "tumor"))
+    here = job.fingerprint()
+    for path in PIPELINE:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / path, tmp_path / path)
+    monkeypatch.setattr("ci.train._CODE", tmp_path)
+    assert job.fingerprint() == here
+    found = {here}
+    for path in PIPELINE:
+        with (tmp_path / path).open("a") as file:
+            file.write("# changed\n")
+        found.add(job.fingerprint())
+    assert len(found) == len(PIPELINE) + 1
 
 
 @pytest.mark.parametrize(

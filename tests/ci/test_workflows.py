@@ -16,6 +16,7 @@ import yaml
 
 from ci.cli import COMMANDS
 from ci.environments import load_all
+from ci.models import PIPELINE
 from tests.mlflow_server import ROOT
 
 FOLDER = ROOT / ".github" / "workflows"
@@ -42,6 +43,13 @@ def steps() -> list[tuple[str, dict[str, Any]]]:
 
 def test_the_four_workflows_are_there() -> None:
     assert [path.stem for path in FILES] == ["deliver", "promote", "retrain", "validate"]
+
+
+@pytest.mark.parametrize("path", PIPELINE)
+def test_a_change_of_what_decides_a_run_is_delivered(path: str) -> None:
+    paths = read(FOLDER / "deliver.yml")[True]["push"]["paths"]  # YAML 1.1 reads the key `on` as true
+    assert (ROOT / path).is_file()
+    assert any(path == known or (known.endswith("/**") and path.startswith(known[:-2])) for known in paths)
 
 
 def test_they_follow_githubs_schema() -> None:
