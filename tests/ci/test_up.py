@@ -36,6 +36,7 @@ class Loop:
         monkeypatch.setattr(up, "_warm_up", lambda: None)
         self.orphans: set[tuple[str, str]] = set()
         monkeypatch.setattr(up, "_orphans", lambda _w, _names: self.orphans)
+        monkeypatch.setattr("ci.withdraw.withdraw", self.withdraw)
         monkeypatch.setattr(up, "report_copy", lambda *_: "")
         monkeypatch.setattr(
             up, "_releases", lambda _w, name, order: {e: r for (n, e), r in self.releases.items() if n == name}
@@ -53,6 +54,10 @@ class Loop:
             raise self.faults[name]
         self.releases[name, environment] = SimpleNamespace(version=1)
         return SimpleNamespace(changed=True, version=1, environment=environment, summary="done")
+
+    def withdraw(self, _w: Workspace, pairs: set[tuple[str, str]]) -> None:
+        for pair in pairs:
+            del self.releases[pair]
 
     def wait(self, _w: Workspace, name: str, environment: str, *_: object, **__: object) -> str:
         self.calls.append(f"wait {name} {environment}")
@@ -109,7 +114,8 @@ def test_releases_that_the_registry_does_not_know_are_made_anew(loop: Loop) -> N
     loop.releases |= {pair: SimpleNamespace(version=7) for pair in pairs}
     loop.orphans = {("tumor", "prod"), ("digits", "dev"), ("digits", "staging")}
     assert main(["up"]) == 0
-    assert steps(loop) == ["promote tumor prod", "ship digits dev", "promote digits staging", "ship movies dev"]
+    assert steps(loop) == ["promote tumor prod", "ship digits dev", "ship movies dev"]
+    assert ("digits", "staging") not in loop.releases
 
 
 @pytest.mark.parametrize(
