@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -17,6 +18,7 @@ from ci.errors import Mistake, Refusal, Unavailable
 from ci.shell import CommandFailed, run
 
 _TIMEOUT_S = 30
+_GH_TIMEOUT_S = 120
 
 
 class Desk(Protocol):
@@ -72,12 +74,17 @@ class _Gh:
                 ["gh", "pr", *words, "--repo", where],
                 env={"GH_PROMPT_DISABLED": "1", "NO_COLOR": "1"},
                 stdin=stdin,
-                timeout=120,
+                timeout=_GH_TIMEOUT_S,
             )
         except CommandFailed as error:
             cause = (error.stderr.strip().splitlines() or ["no reason given"])[0]
             raise Unavailable(
                 f"the pull request on {self.repository} failed: gh: {cause}", tip="`gh auth status` shows your access"
+            ) from None
+        except subprocess.TimeoutExpired:
+            raise Unavailable(
+                f"the pull request on {self.repository} failed: gh did not end in {_GH_TIMEOUT_S} seconds",
+                tip="is GitHub reachable? run this again later",
             ) from None
 
 

@@ -214,6 +214,17 @@ class TestGh:
         gh.fail(False)
         assert promote(workspace, "tumor", "dev").url
 
+    def test_when_it_hangs_the_branch_is_taken_back(
+        self, workspace: Workspace, server: Path, gh: FakeGh, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (gh.folder / "gh").write_text("#!/bin/sh\nexec sleep 60\n")
+        monkeypatch.setattr("ci.github._GH_TIMEOUT_S", 0.5)
+        with pytest.raises(
+            Unavailable, match=r"the pull request on team/models failed: gh did not end in 0\.5 seconds"
+        ):
+            promote(workspace, "tumor", "dev")
+        assert branches(server) == ["main"]
+
 
 def test_another_git_server_gets_a_branch_to_merge(
     workspace: Workspace, registry: RegistryDouble, tmp_path: Path
