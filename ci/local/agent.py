@@ -155,20 +155,27 @@ class Agent:
         return found
 
     async def _reread(self) -> None:
+        """Bring the applications to what the branch says now; what is in the way becomes the status message."""
+        problem = ""
+        wanted: Mapping[Key, Desired | Fault] | None = None
+        revision = self.revision
         try:
             revision = await asyncio.to_thread(
                 git, origin(self.workspace), "rev-parse", "--verify", "--quiet", f"{BRANCH}^{{commit}}"
             )
             if revision != self.revision:
                 wanted = await asyncio.to_thread(self.manifests.read, revision)
-                await self._apply(revision, wanted)
-            problem = ""
         except (CommandFailed, subprocess.CalledProcessError, OSError, ValueError, IndexError) as error:
             detail = f": {error.stderr.strip()}" if isinstance(error, CommandFailed) and error.stderr.strip() else ""
             problem = f"the origin {origin(self.workspace).name} has no readable branch main{detail}"
+        if wanted is not None:
+            try:
+                await self._apply(revision, wanted)
+            except OSError as error:  # no port or no file to be had now: the next look tries again
+                problem = f"revision {revision[:12]} cannot be applied: {error}"
         if problem != self.problem:
             self.problem = problem
-            self._log(problem or "the origin can be read again")
+            self._log(problem or f"revision {revision[:12]} is followed again")
             self._changed()
 
     async def _apply(self, revision: str, wanted: Mapping[Key, Desired | Fault]) -> None:
