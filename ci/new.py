@@ -9,6 +9,7 @@ from string import Template
 
 from ci.errors import Mistake
 from ci.files import write_atomic
+from ci.names import taken_by
 from ci.workspace import Workspace
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -27,6 +28,8 @@ def new(workspace: Workspace, name: str) -> list[Path]:
         parse(_filled(contract, name), where="wharf new", folder=name)
     except SpecError as error:
         raise Mistake(error.lines, tip="choose a name such as 'churn'") from None
+    if module := taken_by(workspace.root, name):
+        raise Mistake(f"'{name}' is the name of {module} already", tip="choose another name, such as 'churn'")
     for folder in folders.values():
         if folder.exists():
             raise Mistake(f"{folder.relative_to(workspace.root)} exists", tip="choose another name or remove it")

@@ -45,6 +45,10 @@ METRICS: dict[str, dict[str, bool]] = {
 RESERVED = frozenset({"prediction", "score"})
 
 
+# Names that mean something else: of the logs of the local platform, and of the module of this contract.
+TAKEN = frozenset({"agent", "mlflow", "spec"})
+
+
 class Column(Strict):
     """One input column, or `count` columns `name_0 … name_<count-1>` of the same kind."""
 
@@ -310,6 +314,8 @@ def _name_faults(name: str) -> list[str]:
             f"name: '{name}' must be a Python identifier and a DNS label at once: "
             "1 to 40 lower-case letters and digits, starting with a letter, no Python keyword"
         ]
+    if name in TAKEN:
+        return [f"name: '{name}' is the name of a part of the platform; choose another"]
     return []
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from ci import manifests, release
 from ci.environments import Environment
 from ci.errors import Mistake, did_you_mean
+from ci.names import taken_by
 from ci.release import Release, path_of
 from ci.render import RENDERED, folder_of, texts
 from ci.validation import objects
@@ -56,6 +57,10 @@ def _check_model(root: Path, environments: Mapping[str, Environment] | None, nam
         try:
             spec = load_spec(root / "models" / name)
             found.faults += _missing_parts(root, spec)
+            if module := taken_by(root, name):
+                found.faults.append(
+                    f"models/{name}/model.yaml: name: '{name}' is the name of {module} as well (choose another)"
+                )
         except SpecError as error:
             found.faults += error.lines
     elif (root / "bentos" / name / "service.py").is_file():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ci import files
+from ci import argocd, cli, files
 from ci.errors import Mistake
 from ci.new import new
 from ci.workspace import Workspace, load_spec
@@ -28,6 +28,14 @@ def test_its_contract_and_data_fit_together(workspace: Workspace) -> None:
 def test_a_name_that_cannot_be_used_writes_nothing(workspace: Workspace, name: str) -> None:
     before = sorted(workspace.root.rglob("*"))
     with pytest.raises(Mistake, match="Python identifier and a DNS label"):
+        new(workspace, name)
+    assert sorted(workspace.root.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["metrics", "serving", "predictors", "quality", "agent", "mlflow", "spec"])
+def test_a_name_that_a_part_of_the_platform_has_writes_nothing(workspace: Workspace, name: str) -> None:
+    before = sorted(workspace.root.rglob("*"))
+    with pytest.raises(Mistake, match=f"'{name}' is the name of "):
         new(workspace, name)
     assert sorted(workspace.root.rglob("*")) == before
 
@@ -53,3 +61,15 @@ def test_a_full_disk_leaves_no_half_model(workspace: Workspace, monkeypatch: pyt
         new(workspace, "wine")
     assert not (workspace.models / "wine").exists()
     assert not (workspace.bentos / "wine").exists()
+
+
+def test_a_new_team_is_let_in_by_the_projects_of_argo_cd(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project = workspace.root / "gitops/projects/dev.yaml"
+    before = project.read_text()
+    monkeypatch.chdir(workspace.root)
+    assert cli.main(["new", "wine"]) == 0
+    assert "gitops/projects/dev.yaml" in capsys.readouterr().out
+    assert f"{load_spec(workspace, 'wine').team}-dev" in project.read_text() != before
+    assert argocd.render(workspace.root)["gitops/projects/dev.yaml"] == project.read_text()

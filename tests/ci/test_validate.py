@@ -112,6 +112,16 @@ def test_a_model_without_one_of_its_parts(tree: Path, part: str) -> None:
     assert [fault.split(" (")[0] for fault in validate(tree)] == [f"{part}: is missing"]
 
 
+@pytest.mark.parametrize(
+    ("name", "said"), [("agent", "is the name of a part"), ("metrics", "is the name of bentos/metrics.py")]
+)
+def test_a_model_with_the_name_of_a_module(tree: Path, name: str, said: str) -> None:
+    add_model(tree, name)
+    (tree / "bentos/metrics.py").write_text("")
+    (fault,) = validate(tree)
+    assert fault.startswith(f"models/{name}/model.yaml: name: '{name}' {said}")
+
+
 def test_a_service_without_its_model(tree: Path) -> None:
     (tree / "bentos/tumr").mkdir()
     (tree / "bentos/tumr/service.py").write_text("service = None\n")
