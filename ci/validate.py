@@ -26,7 +26,7 @@ from ci.console import Step, step
 from ci.environments import Environment, load_all
 from ci.errors import Mistake, Refusal
 from ci.release import Release
-from ci.validation import commits, objects, order, secrets, versions
+from ci.validation import code, commits, objects, order, secrets, versions
 from ci.validation.releases import Findings, check_models, stray_files
 from ci.validation.repository import Repository
 from ci.validation.scope import Scope, full, narrow, touches_code
@@ -175,6 +175,7 @@ def _check(repository: Repository, workspace: Workspace, base: str, scope: Scope
         changed = [pin for pin in total.releases if (pin.environment, pin.model) in scope.pins]
         report.faults += total.faults
         report.faults += stray_files(scope.files)
+        report.faults += code.check_files(root, scope.files)
         written, count = objects.check_files(root, scope.files)
         report.faults += written
         report.faults += versions.check(workspace, repository, base or repository.new, changed, deep=bool(base))

@@ -122,6 +122,20 @@ def test_a_model_with_the_name_of_a_module(tree: Path, name: str, said: str) -> 
     assert fault.startswith(f"models/{name}/model.yaml: name: '{name}' {said}")
 
 
+@pytest.mark.parametrize("path", ["bentos/serving.py", "bentos/tumor/service.py", "models/wine/data.py"])
+def test_code_that_python_cannot_read(tree: Path, path: str) -> None:
+    (tree / path).write_text("import os\n\ndef broken(:\n")
+    wanted = [f"{path}:3: not valid Python: invalid syntax"]
+    assert validate(tree) == wanted
+    assert validate(tree, changed="HEAD") == wanted
+    commit(tree, "Broken")
+    assert validate(tree) == wanted
+    assert validate(tree, changed="HEAD") == []  # nothing of it changed
+    (tree / path).write_bytes(b"x = '\0'\n")
+    (fault,) = validate(tree, changed="HEAD")
+    assert fault.startswith(path) and "not valid Python: " in fault
+
+
 def test_a_service_without_its_model(tree: Path) -> None:
     (tree / "bentos/tumr").mkdir()
     (tree / "bentos/tumr/service.py").write_text("service = None\n")
