@@ -91,7 +91,8 @@ def _require_committed(workspace: Workspace, name: str) -> None:
         *("status", "--porcelain", "-z", "--untracked-files=all", "--ignored=matching", "--no-renames"),
         *("--", ":(glob)bentos/*.py", *own, "uv.lock"),
     )
-    paths = [entry[3:] for entry in listed.split("\0") if entry]
+    # git names ignored folders beside them, such as __pycache__, whatever the pattern.
+    paths = [entry[3:] for entry in listed.split("\0") if entry and not entry.endswith("/")]
     if paths:
         raise Mistake(
             [f"{path}: is not committed, and a bento is made of committed code only" for path in paths],

@@ -172,6 +172,9 @@ def test_code_that_is_in_no_commit_is_not_built(
 ) -> None:
     add_version(registry, model)
     (workspace.models / "tumor" / "notes.txt").write_text("goes into no bento\n")
+    for folder in (workspace.bentos, workspace.bentos / "tumor"):  # as it is after an import
+        (folder / "__pycache__").mkdir()
+        (folder / "__pycache__" / "serving.cpython-311.pyc").write_bytes(b"")
     monkeypatch.setattr(build, "package", lambda *_: build.Bento("tumor:0", "0", "i", workspace.root, built=False))
     assert build.build(workspace, "tumor").tag == "tumor:0"
     file = workspace.root / path
