@@ -50,6 +50,16 @@ def _filled(template: str, name: str) -> str:
     return Template(template).substitute(name=name, Class=name.capitalize())
 
 
+def _render(workspace: Workspace) -> list[str]:
+    from ci import argocd
+    from ci.render import apply, compare
+
+    wanted = argocd.render(workspace.root)
+    changes = compare(workspace.root, wanted, only=[], bootstrap=bool(wanted))
+    apply(workspace.root, wanted, changes)
+    return [*changes.written, *changes.removed]
+
+
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", help="lower-case letters and digits: it names the directory, the service and the rest")
 
@@ -57,6 +67,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(workspace: Workspace, options: argparse.Namespace) -> int:
     for path in new(workspace, options.name):
         print(f"  {path}")
-    print(f"\nIt works as it stands: git add models bentos && git commit -m 'Add {options.name}'")
+    # A new team is a new namespace, which the projects of Argo CD must allow.
+    for path in _render(workspace):
+        print(f"  {path}")
+    print(f"\nIt works as it stands: git add models bentos gitops && git commit -m 'Add {options.name}'")
     print(f"then wharf ship {options.name}. Put your data into data.py and model.yaml, your model into train.py.")
     return 0

@@ -1,7 +1,8 @@
 """`wharf render`: write the manifests that follow from releases, specs and environments.
 
 `gitops/rendered/<environment>/<model>/*.yaml`, one file an object, because a reviewer then sees by the file's name
-what a change touches: a promotion changes `deployment.yaml` alone.
+what a change touches: a promotion changes `deployment.yaml` alone. And what Argo CD is bootstrapped from, which no
+promotion changes: see `ci.argocd`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ci import manifests, release
+from ci import argocd, manifests, release
 from ci.console import step
 from ci.environments import Environment, load_all
 from ci.errors import Mistake, Refusal, did_you_mean
@@ -23,7 +24,7 @@ from ci.workspace import Workspace, load_spec
 from models.spec import ModelSpec
 
 RELEASES = "gitops/releases"
-RENDERED = "gitops/rendered"
+RENDERED = argocd.RENDERED
 _SHOWN = 100
 _HEADER = "# Written by `wharf render` from the release, model.yaml and the environment; edit nothing here by hand.\n"
 
@@ -47,9 +48,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(workspace: Workspace, options: argparse.Namespace) -> int:
     root = workspace.root
     with step("render") as progress:
-        touched = _touched(root, options.changed) if options.changed else None
-        wanted = render_all(root) if touched is None else render_changed(root, set(pins(root)) & touched)
-        changes = compare(root, wanted, touched)
+        wanted, changes = _changed(root, options.changed) if options.changed else _all(root)
         if not options.check:
             apply(root, wanted, changes)
         progress.note = f"{len(wanted)} files"
@@ -59,26 +58,35 @@ def main(workspace: Workspace, options: argparse.Namespace) -> int:
         _show(changes, len(wanted))
     if options.check and (changes.written or changes.removed):
         count = len(changes.written) + len(changes.removed)
-        raise Refusal(f"{RENDERED}/: {count} files differ from a fresh render", tip="run `wharf render` and commit")
+        raise Refusal(f"gitops/: {count} files differ from a fresh render", tip="run `wharf render` and commit")
     return 0
 
 
-def _touched(root: Path, revision: str) -> set[tuple[str, str]] | None:
-    """Return (environment, model) of what a change since `revision` touches, None when that is everything."""
+def _all(root: Path) -> tuple[dict[str, str], Changes]:
+    wanted = render_all(root)
+    return wanted, compare(root, wanted)
+
+
+def _changed(root: Path, revision: str) -> tuple[dict[str, str], Changes]:
+    """Return what must be there of what a change since `revision` touches, and how it differs from what is there."""
     from ci.validation.repository import Repository
     from ci.validation.scope import narrow, touches_code
 
     repository = Repository(root)
     paths = repository.changed(repository.resolve(revision))
     if touches_code(paths):
-        return None
-    return {(name, model) for model, names in narrow(root, paths, None).models.items() for name in names}
+        return _all(root)
+    scope = narrow(root, paths, None)
+    touched = {(name, model) for model, names in scope.models.items() for name in names}
+    bootstrap = argocd.render(root) if scope.bootstrap else {}
+    wanted = render_changed(root, set(pins(root)) & touched) | bootstrap
+    return wanted, compare(root, wanted, touched, bootstrap=bool(bootstrap))
 
 
 def _show(changes: Changes, total: int) -> None:
     lines = [f"write   {path}" for path in changes.written] + [f"remove  {path}" for path in changes.removed]
     more = [f"… and {len(lines) - _SHOWN} more (--json shows all)"] if len(lines) > _SHOWN else []
-    print("\n".join([*lines[:_SHOWN], *more]) or f"nothing to change: {total} files in {RENDERED}/ are up to date")
+    print("\n".join([*lines[:_SHOWN], *more]) or f"nothing to change: {total} files in gitops/ are up to date")
 
 
 def render_release(pin: Release, spec: ModelSpec, environment: Environment) -> dict[str, str]:
@@ -108,15 +116,15 @@ def pins(root: Path) -> list[tuple[str, str]]:
 
 
 def render_all(root: Path) -> dict[str, str]:
-    """Return the text of every file that `gitops/rendered` must hold by its path relative to `root`.
+    """Return the text of every file that a machine alone writes, releases aside, by its path relative to `root`.
 
-    Raises Mistake, one line a fault, for broken releases, specs or environments.
+    Raises Mistake, one line a fault, for broken releases, specs, environments or settings of Argo CD.
     """
-    return render_changed(root, pins(root))
+    return render_changed(root, pins(root)) | argocd.render(root)
 
 
 def render_changed(root: Path, changed: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Return the same for these pairs (environment, model) alone."""
+    """Return the manifests of these pairs (environment, model) alone."""
     environments = {environment.name: environment for environment in load_all(root)}
     specs: dict[str, ModelSpec] = {}
     files: dict[str, str] = {}
@@ -141,10 +149,17 @@ def render_changed(root: Path, changed: Iterable[tuple[str, str]]) -> dict[str, 
     return files
 
 
-def compare(root: Path, wanted: Mapping[str, str], only: Iterable[tuple[str, str]] | None = None) -> Changes:
-    """Return what differs between `wanted` and the files there: all of `gitops/rendered`, or of `only` these pairs."""
+def compare(
+    root: Path, wanted: Mapping[str, str], only: Iterable[tuple[str, str]] | None = None, *, bootstrap: bool = True
+) -> Changes:
+    """Return what differs between `wanted` and the files there: all of `gitops/rendered`, or of `only` these pairs.
+
+    `bootstrap`: and of what Argo CD is bootstrapped from, unless the tree has no settings for it.
+    """
     folders = [RENDERED] if only is None else [folder_of(*pair) for pair in only]
     there = {str(path.relative_to(root)) for folder in folders for path in (root / folder).rglob("*") if path.is_file()}
+    if bootstrap and (root / argocd.SETTINGS).is_file():
+        there |= set(argocd.there(root))
     written = [
         path for path, text in wanted.items() if path not in there or (root / path).read_bytes() != text.encode()
     ]
@@ -152,7 +167,7 @@ def compare(root: Path, wanted: Mapping[str, str], only: Iterable[tuple[str, str
 
 
 def write(root: Path, wanted: Mapping[str, str]) -> Changes:
-    """Make `gitops/rendered` under `root` hold exactly `wanted`; a file that is right already is not touched.
+    """Make the machine's folders under `root` hold exactly `wanted`; a file that is right already is not touched.
 
     Each file is replaced as a whole; when this is cut off, running it again does the rest. Raises OSError.
     """

@@ -26,7 +26,7 @@ from ci.console import Step, step
 from ci.environments import Environment, load_all
 from ci.errors import Mistake, Refusal
 from ci.release import Release
-from ci.validation import code, commits, objects, order, secrets, versions
+from ci.validation import bootstrap, code, commits, objects, order, secrets, versions
 from ci.validation.releases import Findings, check_models, stray_files
 from ci.validation.repository import Repository
 from ci.validation.scope import Scope, full, narrow, touches_code
@@ -178,6 +178,10 @@ def _check(repository: Repository, workspace: Workspace, base: str, scope: Scope
         report.faults += code.check_files(root, scope.files)
         written, count = objects.check_files(root, scope.files)
         report.faults += written
+        if scope.bootstrap:
+            judged, more = bootstrap.check(root, environments)
+            report.faults += judged
+            count += more
         report.faults += versions.check(workspace, repository, base or repository.new, changed, deep=bool(base))
         report.faults += _order(repository, environments, scope, total.releases, base)
         report.faults += [fault for part in scanned() for fault in part]

@@ -96,10 +96,8 @@ def _builtin(version: str, kind: str) -> _Schema | None:
 def _custom(folder: Path) -> dict[tuple[str, str], _Schema]:
     """Return the schemas of the CustomResourceDefinitions in `folder` by (apiVersion, kind)."""
     found: dict[tuple[str, str], _Schema] = {}
-    for path in sorted(folder.glob("*.y*ml")):
-        with path.open(encoding="utf-8") as stream:
-            definitions: list[Any] = list(yaml.load_all(stream, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
-        for definition in definitions:
+    for path in sorted([*folder.glob("*.y*ml"), *folder.glob("*.json")]):
+        for definition in _documents(path):
             if not isinstance(definition, dict) or definition.get("kind") != "CustomResourceDefinition":
                 continue
             spec: Any = definition["spec"]
@@ -113,6 +111,13 @@ def _custom(folder: Path) -> dict[tuple[str, str], _Schema]:
                 validator = jsonschema_rs.Draft202012Validator(document)
                 found[f"{spec['group']}/{version['name']}", spec["names"]["kind"]] = _Schema(validator, (document,))
     return found
+
+
+def _documents(path: Path) -> list[Any]:
+    if path.suffix == ".json":  # a large definition is read some hundred times as fast so
+        return [orjson.loads(path.read_bytes())]
+    with path.open(encoding="utf-8") as stream:
+        return list(yaml.load_all(stream, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
 
 
 def _strict(schema: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import yaml
 
-from ci import schemas
+from ci import argocd, schemas
 from models.spec import StrictLoader, yaml_fault
 
 _MACHINE = ("gitops/environments/", "gitops/releases/", "gitops/rendered/")
@@ -31,7 +31,9 @@ def check_files(root: Path, paths: Sequence[str]) -> tuple[list[str], int]:
 
 def is_manifest(path: str) -> bool:
     """Tell whether `path` is a manifest that a person writes: YAML or JSON under gitops/ besides our own formats."""
-    return path.startswith("gitops/") and not path.startswith(_MACHINE) and path.endswith((".yaml", ".yml", ".json"))
+    if not path.startswith("gitops/") or path.startswith(_MACHINE) or argocd.is_mine(path):
+        return False
+    return path.endswith((".yaml", ".yml", ".json"))
 
 
 def text_faults(path: str, text: str) -> list[str]:

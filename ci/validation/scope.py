@@ -10,11 +10,13 @@ from pathlib import Path
 
 # A change here changes the rules or what is rendered: everything is checked anew.
 _CODE = re.compile(
-    r"ci/(render|manifests|manifest_text|environments|release|validate)\.py|ci/(schemas|validation)/.*|models/(spec|strict_yaml)\.py"
+    r"ci/(argocd|render|manifests|manifest_text|environments|release|validate)\.py|ci/(schemas|validation)/.*|models/(spec|strict_yaml)\.py"
 )
 _RELEASE = re.compile(r"gitops/releases/([^/]+)/([^/]+)\.yaml")
 _RENDERED = re.compile(r"gitops/rendered/([^/]+)/([^/]+)/.*")
 _ENVIRONMENT = re.compile(r"gitops/environments/([^/]+)\.yaml")
+# What Argo CD is bootstrapped from, and what that follows from.
+_BOOTSTRAP = re.compile(r"gitops/((argocd|root)\.yaml|(projects|appsets|environments)/.*)|models/[^/]+/model\.yaml")
 _MODEL = re.compile(r"models/([^/]+)/[^/]+")
 _BENTO = re.compile(r"bentos/([^/]+)/[^/]+")
 
@@ -28,6 +30,7 @@ class Scope:
     pins: set[tuple[str, str]]  # (environment, model) of the releases that changed, or of all of them
     order: set[tuple[str, str]]  # those whose environment order is checked
     everything: bool
+    bootstrap: bool  # whether what Argo CD is bootstrapped from is checked
 
 
 def full(root: Path, files: list[str]) -> Scope:
@@ -40,7 +43,7 @@ def full(root: Path, files: list[str]) -> Scope:
     pins = _pins(files)
     for environment, model in pins | _rendered(files):
         models[model].add(environment)
-    return Scope(files, dict(models), pins, pins, everything=True)
+    return Scope(files, dict(models), pins, pins, everything=True, bootstrap=True)
 
 
 def narrow(root: Path, paths: Iterable[str], all_files: list[str] | None) -> Scope:
@@ -54,7 +57,7 @@ def narrow(root: Path, paths: Iterable[str], all_files: list[str] | None) -> Sco
     pins = _pins(changed)
     if all_files is not None:
         whole = full(root, all_files)
-        return Scope(here, whole.models, pins & whole.pins, whole.order, everything=True)
+        return Scope(here, whole.models, pins & whole.pins, whole.order, everything=True, bootstrap=True)
     models: defaultdict[str, set[str]] = defaultdict(set)
     for environment, model in pins | _rendered(changed):
         models[model].add(environment)
@@ -68,7 +71,8 @@ def narrow(root: Path, paths: Iterable[str], all_files: list[str] | None) -> Sco
                 models[release.stem].add(found[1])
                 order.add((found[1], release.stem))
     there = {name: environments for name, environments in models.items() if environments or _is_model(root, name)}
-    return Scope(here, there, pins, order, everything=False)
+    bootstrap = any(_BOOTSTRAP.fullmatch(path) for path in changed)
+    return Scope(here, there, pins, order, everything=False, bootstrap=bootstrap)
 
 
 def touches_code(paths: Iterable[str]) -> bool:

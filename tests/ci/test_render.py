@@ -289,7 +289,7 @@ def test_render_says_when_there_is_nothing_to_change(
     tree: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert wharf(tree, monkeypatch, "render") == 0
-    assert capsys.readouterr().out == "nothing to change: 12 files in gitops/rendered/ are up to date\n"
+    assert capsys.readouterr().out == "nothing to change: 12 files in gitops/ are up to date\n"
 
 
 def test_render_writes_what_changed_and_removes_what_is_gone(
@@ -319,7 +319,7 @@ def test_render_of_a_change_looks_at_nothing_else(
     folder = tree / "gitops/rendered/dev"
     commit(tree, "Release")
     assert wharf(tree, monkeypatch, "render", "--changed", "HEAD") == 0
-    assert capsys.readouterr().out == "nothing to change: 0 files in gitops/rendered/ are up to date\n"
+    assert capsys.readouterr().out == "nothing to change: 0 files in gitops/ are up to date\n"
     spec = tree / "models/wine/model.yaml"
     spec.write_text(spec.read_text() + "resources: {cpu: 500m}\n")
     (folder / "wine/extra.yaml").write_text("kind: Secret\n")
