@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from ci.build import content_hash
 from ci.cli import main
 from ci.errors import Mistake
 from ci.gate import gate
@@ -86,9 +87,13 @@ def test_every_link_of_a_good_release_holds(
     by_name = {link["link"]: link for link in told["links"]}
     assert "by Tests, 20" in by_name["release"]["detail"]
     assert by_name["commit"]["value"] == git(workspace.root, "rev-parse", "HEAD~1")
-    assert by_name["bento"]["detail"] == "not in this machine's store, so not opened"
+    assert by_name["bento"]["detail"] == "not checked: it is not in this machine's store"
+    assert told["unchecked"] == ["bento"]
+    assert [link["link"] for link in told["links"] if not link["checked"]] == ["bento"]
     assert main(["lineage", name, "--env", "dev"]) == 0
-    assert "every link holds" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "every link that was checked holds; not checked here: bento" in said
+    assert "every link holds" not in said and "-  bento" in said and "✓  artifact" in said
 
 
 @pytest.mark.parametrize(
@@ -167,6 +172,26 @@ def test_a_bento_in_the_store_is_opened(workspace: Workspace, name: str) -> None
     assert "artifact is sha256:" in broken(workspace, name)["bento"]
     (folder / "artifact.onnx").write_bytes(logistic())
     assert "content hash is " in broken(workspace, name)["bento"]
+
+
+def test_the_whole_digest_of_a_bento_counts(
+    workspace: Workspace, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The tag holds 16 of the 64 digits: a release with the same tag may name another image."""
+    source = workspace.bento_store / "bentos" / name / "new" / "src"
+    (source / "model").mkdir(parents=True)
+    (source / "model" / "artifact.onnx").write_bytes(logistic())
+    digest = content_hash(source)
+    source.parent.rename(source.parent.with_name(digest[:16]))
+    for said, holds in ((digest, True), (f"{digest[:16]}{'0' * 48}", False)):
+        bento, image = f"{name}:{digest[:16]}", f"wharf.local/{name}@sha256:{said}"
+        set_facts(workspace, name, 1, bento=bento, image=image)
+        write(workspace, replace(released(workspace, name), bento=bento, image=image))
+        found = broken(workspace, name)
+        assert found == {} if holds else "the bento in the store: image is " in found["bento"]
+        capsys.readouterr()
+        assert main(["lineage", name, "--env", "dev"]) == (0 if holds else 3)
+        assert ("every link holds" in capsys.readouterr().out) is holds
 
 
 def test_the_release_on_the_remote_is_the_one_that_counts(workspace: Workspace, name: str, tmp_path: Path) -> None:
