@@ -30,6 +30,10 @@ DAYS = 7
 MAX_ROWS = 100_000
 
 
+class NothingReleased(Mistake):
+    """The model has no release whose traffic could be looked at."""
+
+
 @dataclass(frozen=True)
 class DriftReport:
     """What one look at the live traffic of a released version found; times are UTC in ISO 8601."""
@@ -85,7 +89,7 @@ def monitor(
 def released(workspace: Workspace, name: str, environment: str | None = None) -> tuple[Release, float]:
     """Return the release of `name` and when it took effect (seconds since 1970), by git history.
 
-    Without `environment` it is the most advanced one that has a release. Raises Mistake when there is none.
+    Without `environment` it is the most advanced one that has a release. Raises NothingReleased when there is none.
     """
     from ci.environments import load_all
     from ci.history import entries, revision
@@ -102,7 +106,7 @@ def released(workspace: Workspace, name: str, environment: str | None = None) ->
         if entry is not None and entry.release is not None:
             return entry.release, datetime.fromisoformat(entry.when).timestamp()
     where = f" in {environment}" if environment else ""
-    raise Mistake(
+    raise NothingReleased(
         f"{name} has no release{where}: there is nothing to monitor", tip=f"release it with `wharf ship {name}`"
     )
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ci.console import paint, say, step
 from ci.files import write_atomic
-from ci.monitor import monitor, parse_since
+from ci.monitor import NothingReleased, monitor, parse_since
 from ci.triggers import Seen, Trigger, decide
 from ci.workspace import Workspace, load_spec
 
@@ -45,6 +45,7 @@ class Outcome:
     against: tuple[str, ...] = ()  # the gate's comparisons with the champion on the same held-out rows, a line each
     summary: str = ""
     next_steps: tuple[str, ...] = ()
+    unjudged: tuple[str, ...] = ()  # triggers that look at live traffic, where there is no prediction log
 
 
 def retrain(
@@ -69,7 +70,11 @@ def retrain(
     triggers = decide(spec.retraining, _seen(workspace, spec, report))
     note = workspace.state / "retrain" / f"{report.environment}-{name}.json"
     why = _why(triggers, force, note)
-    found = Outcome(name, report.environment, report.version, triggers, why)
+    log = workspace.predictions(report.environment, name)
+    unjudged = () if any(log.glob("*.jsonl")) else tuple(t.name for t in triggers if t.name != "schedule")
+    if unjudged:
+        say(f"  not judged: {', '.join(unjudged)}: no prediction log is in {log.relative_to(workspace.root)}")
+    found = Outcome(name, report.environment, report.version, triggers, why, unjudged=unjudged)
     if dry_run or not why:
         return found
     for trigger in triggers:
@@ -156,6 +161,7 @@ def _challenge(workspace: Workspace, spec: ModelSpec, found: Outcome) -> Outcome
         ),
         summary=made.summary,
         next_steps=tuple(made.next_steps),
+        unjudged=found.unjudged,
     )
 
 
@@ -178,9 +184,23 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(workspace: Workspace, options: argparse.Namespace) -> int:
-    """Retrain when a trigger fires and print the outcome."""
+    """Retrain when a trigger fires and print the outcome.
+
+    A model that is released nowhere is nothing to do, so that a nightly run over all models does not fail for it;
+    with `--env` or `--force` it was asked for and is a mistake.
+    """
     since = parse_since(options.since) if options.since else None
-    found = retrain(workspace, options.model, options.env, force=options.force, dry_run=options.dry_run, since=since)
+    try:
+        found = retrain(
+            workspace, options.model, options.env, force=options.force, dry_run=options.dry_run, since=since
+        )
+    except NothingReleased:
+        if options.env or options.force:
+            raise
+        nothing = {"model": options.model, "environment": None, "version": None, "triggers": [], "why": ""}
+        text = f"{options.model} has no release: nothing to do"
+        print(json.dumps({**nothing, "challenger": None}, indent=2) if options.json else text)
+        return 0
     print(json.dumps(asdict(found), indent=2) if options.json else text_of(found, options.dry_run))
     return 0
 

@@ -51,6 +51,33 @@ def test_nothing_fires(watched: Workspace, monkeypatch: pytest.MonkeyPatch, caps
     assert not (watched.state / "retrain").exists()
 
 
+def test_a_model_without_a_release_is_nothing_to_do(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(workspace.root)
+    assert cli.main(["retrain", "tumor"]) == 0
+    assert capsys.readouterr().out == "tumor has no release: nothing to do\n"
+    assert cli.main(["retrain", "tumor", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["challenger"] is None
+    assert cli.main(["retrain", "tumor", "--env", "dev"]) == 2
+    assert cli.main(["retrain", "tumor", "--force"]) == 2
+
+
+def test_triggers_without_a_prediction_log_are_named(
+    watched: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(watched.root)
+    assert cli.main(["retrain", "tumor", "--json"]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["unjudged"] == ["drift"]
+    assert "not judged: drift: no prediction log is in .wharf/predictions/dev/tumor" in shown.err
+    log_rows(watched, healthy(400, seed=2))
+    assert cli.main(["retrain", "tumor", "--json"]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["unjudged"] == []
+    assert "not judged" not in shown.err
+
+
 def test_a_dry_run_only_shows(
     watched: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
