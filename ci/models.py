@@ -17,6 +17,7 @@ PIPELINE = (
     "ci/data.py",
     "ci/evaluate.py",
     "ci/export.py",
+    "ci/scoring.py",
     "models/metrics.py",
     "models/quality.py",
     "models/spec.py",

@@ -49,6 +49,11 @@ def score(folder: Path, sha256: str, frame: pd.DataFrame, spec: ModelSpec) -> Sc
         raise Unusable(f"the artifact is for the task {predictor.spec.task}, the contract says {spec.task}")
     if list(predictor.spec.classes) != list(spec.data.classes or []):
         raise Unusable("the artifact has other classes, or another order of them, than data.classes")
+    return predicted(predictor, folder, frame, spec)
+
+
+def predicted(predictor: Predictor, folder: Path, frame: pd.DataFrame, spec: ModelSpec) -> Scored:
+    """Predict for the rows `frame` with a model that is loaded from `folder`; raises Unusable as `score` does."""
     if spec.task == "ranking":
         return _recommended(predictor, folder, frame)
     rows = matrix(frame, predictor.spec.columns)

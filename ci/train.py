@@ -22,7 +22,7 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ci.console import say, step, table
 from ci.errors import Mistake, Unavailable, did_you_mean
@@ -35,7 +35,9 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
     from pandas import DataFrame
 
+    from bentos.predictors import Predictor
     from ci.data import Source
+    from ci.scoring import Scored
     from ci.tracking import Staged
     from models.spec import ModelSpec
 
@@ -285,13 +287,12 @@ def _fit(job: _Job, fingerprint: str, draft: Path) -> Staged:
     artifact = export.export(spec, fitted, model)
     export.check_parity(spec, fitted, model, holdout)
     predictor = load(model)
-    depth = 20 if spec.task == "ranking" else 10
-    y_true, outputs = evaluate.outputs(spec, predictor, model, holdout, depth)
-    metrics = _metrics(spec, y_true, outputs, "holdout")
+    held = _scored(spec, predictor, model, holdout, "holdout")
+    metrics = _metrics(spec, held, "holdout")
     if spec.task != "ranking":  # its own training ratings are what a recommender leaves out
-        metrics |= _metrics(spec, *evaluate.outputs(spec, predictor, model, rows), "train")
+        metrics |= _metrics(spec, _scored(spec, predictor, model, rows, "train"), "train")
     metrics |= {"train.rows": float(len(rows)), "holdout.rows": float(len(holdout))}
-    plots.draw(spec, y_true, outputs, rows, artifacts / "plots")
+    plots.draw(spec, held.y_true, held.outputs, rows, artifacts / "plots")
 
     columns = list(dict.fromkeys([*spec.data.names(), spec.data.target]))
     holdout[columns].to_parquet(artifacts / "holdout.parquet", index=False)
@@ -326,13 +327,23 @@ def _one_thread() -> Generator[None]:
         yield
 
 
-def _metrics(spec: ModelSpec, y_true: Any, outputs: Any, side: str) -> dict[str, float]:
+def _scored(spec: ModelSpec, predictor: Predictor, folder: Path, frame: DataFrame, side: str) -> Scored:
+    """Return what the artifact says of `frame`, as the gate will ask it."""
+    from ci.scoring import Unusable, predicted
+
+    try:
+        return predicted(predictor, folder, frame, spec)
+    except Unusable as error:
+        raise Mistake(f"{spec.name}: {side} rows: {error}", tip=f"look at models/{spec.name}/data.py") from error
+
+
+def _metrics(spec: ModelSpec, scored: Scored, side: str) -> dict[str, float]:
     """Return every metric of the task that is defined on these rows, named `<side>.<metric>`."""
     from models.metrics import compute
     from models.spec import METRICS
 
     try:
-        values = {name: compute(spec.task, name, y_true, outputs) for name in METRICS[spec.task]}
+        values = {name: compute(spec.task, name, scored.y_true, scored.outputs) for name in METRICS[spec.task]}
     except ValueError as error:
         raise Mistake(f"{spec.name}: {side} rows: {error}", tip=f"look at models/{spec.name}/train.py") from error
     return {f"{side}.{name}": value for name, value in values.items() if value == value}

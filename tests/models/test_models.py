@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from bentos.predictors import load as load_predictor
-from ci import data, evaluate, export
+from ci import data, export
 from ci.model_code import call
+from ci.scoring import predicted
 from ci.workspace import Workspace, load_spec
 from models.metrics import compute
 from tests.mlflow_server import ROOT
@@ -24,9 +25,9 @@ def test_reaches_its_thresholds(tmp_path: Path, name: str) -> None:
     model = call(here, name, "train", "fit", data.encode(spec, train), spec.training.params, spec.training.seed)
     export.export(spec, model, tmp_path)
     export.check_parity(spec, model, tmp_path, holdout)
-    y_true, outputs = evaluate.outputs(spec, load_predictor(tmp_path), tmp_path, holdout)
+    held = predicted(load_predictor(tmp_path), tmp_path, holdout, spec)
     for metric, bound in spec.gate.metrics.items():
-        value = compute(spec.task, metric, y_true, outputs)
+        value = compute(spec.task, metric, held.y_true, held.outputs)
         assert bound.min is None or value >= bound.min, (metric, value)
         assert bound.max is None or value <= bound.max, (metric, value)
     assert (tmp_path / f"artifact.{spec.serving.artifact}").stat().st_size < spec.gate.artifact_mb * 2**20

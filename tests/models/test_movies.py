@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from bentos.predictors import load as load_predictor
-from ci import data, evaluate, export
+from ci import data, export
+from ci.scoring import predicted
 from models.metrics import compute
 from models.movies.data import load
 from models.movies.train import fit
@@ -47,7 +48,8 @@ def test_beats_popularity_on_a_planted_structure(tmp_path: Path) -> None:
     arrays = fit(train, PARAMS, 3)
     export.export(SPEC, arrays, tmp_path)
     predictor = load_predictor(tmp_path)
-    relevant, ranked = evaluate.outputs(SPEC, predictor, tmp_path, holdout)
+    held = predicted(predictor, tmp_path, holdout, SPEC)
+    relevant, ranked = held.y_true, held.outputs
     assert compute("ranking", "ndcg_lift", relevant, ranked) > 1.3
     assert compute("ranking", "ndcg_at_10", relevant, ranked) > 0.1
     assert compute("ranking", "coverage", relevant, ranked) > 0.1
