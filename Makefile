@@ -9,6 +9,8 @@ PYTHON ?= $(firstword $(shell for p in python3.13 python3.12 python3.11 python3;
 UV := $(shell command -v uv 2>/dev/null || echo .venv/bin/uv)
 WHARF := .venv/bin/wharf
 SYNC := VIRTUAL_ENV= $(UV) sync --frozen --inexact --quiet
+# A uv that lives in .venv must not replace the environment that it runs from.
+BASE := $(if $(filter .venv/%,$(UV)),.venv/bin/python,$(PYTHON))
 
 .PHONY: help up down clean demo test check fmt bench
 
@@ -45,8 +47,8 @@ bench: .venv/ready-dev ## print the figures of docs/benchmarks.md (about ten min
 		echo 'TIP    install one, or name it: make up PYTHON=/path/to/python3' >&2; exit 2; }
 	@command -v uv >/dev/null || test -x .venv/bin/uv || { echo '  installing uv $(UV_VERSION)' >&2; \
 		$(PYTHON) -m venv .venv && .venv/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION); }
-	@echo '  installing the locked environment' >&2; begun=$$SECONDS; $(SYNC) && touch $@ && \
+	@echo '  installing the locked environment' >&2; begun=$$SECONDS; $(SYNC) --python "$(BASE)" && touch $@ && \
 		echo "  ✓ environment  $$((SECONDS - begun))s" >&2
 
 .venv/ready-dev: .venv/ready
-	@$(SYNC) --group dev && touch $@
+	@$(SYNC) --python .venv/bin/python --group dev && touch $@
