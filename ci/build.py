@@ -220,7 +220,7 @@ def store_lock(workspace: Workspace) -> Generator[Path]:
 
 def _download(workspace: Workspace, name: str, run_id: str, sha256: str, target: Path) -> Path:
     """Fetch serving.json and the artifact of a run; raises Refusal when it is not the registered one."""
-    from ci.mlflow_store import connect
+    from ci.mlflow_api.store import connect
 
     store = connect(workspace)
     source = registry.finished_run(store, name, run_id)

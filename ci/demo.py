@@ -20,7 +20,7 @@ import numpy as np
 
 from ci.console import say, step
 from ci.errors import Mistake, Refusal, Unavailable
-from ci.traffic import batches, send
+from ci.live.traffic import batches, send
 from ci.workspace import Workspace, load_spec
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def read_cases(workspace: Workspace, spec: ModelSpec, run_id: str) -> list[Case]
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from ci.reference import fetch
+    from ci.live.reference import fetch
 
     columns = spec.data.by_name()
     wanted = [*columns, spec.data.target]
@@ -202,7 +202,7 @@ def _send(workspace: Workspace, release: Release, url: str, rows: list[list[Any]
 
 
 def _wait_for_log(workspace: Workspace, release: Release, ids: set[str]) -> None:
-    from ci.prediction_log import sizes
+    from ci.live.prediction_log import sizes
 
     until = time.monotonic() + _LOG_WAIT_S
     while len(sizes(workspace.predictions(release.environment, release.model), ids)) < len(ids):

@@ -17,22 +17,22 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ci import evidence as record
-from ci.champion import champion as find_champion
 from ci.console import say, step, table
 from ci.errors import Refusal
-from ci.evidence import Champion, Check, Evidence, Interval
 from ci.files import sha256_bytes, sha256_file, write_atomic
-from ci.mlflow_store import NoArtifact, Run, Store, connect
+from ci.gating import evidence as record
+from ci.gating.champion import champion as find_champion
+from ci.gating.evidence import Champion, Check, Evidence, Interval
+from ci.mlflow_api.store import NoArtifact, Run, Store, connect
 from ci.registry import finished_run, read_evidence, serving_file
 from ci.workspace import Workspace, load_spec
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ci.checks import Rival
+    from ci.gating.checks import Rival
+    from ci.gating.scoring import Scored
     from ci.release import Release
-    from ci.scoring import Scored
     from models.spec import ModelSpec
 
 
@@ -146,8 +146,8 @@ def _judge(
     folder: Path,
 ) -> tuple[Evidence, Material]:
     """Run all checks; returns the evidence and what its report is drawn from."""
-    from ci import checks as check
-    from ci.scoring import score
+    from ci.gating import checks as check
+    from ci.gating.scoring import score
 
     done = [_artifact_check(run, fetched), *_tag_checks(run)]
     if fetched.file:
@@ -197,7 +197,7 @@ def _judge(
 def _prediction_checks(
     spec: ModelSpec, scored: Scored, rival: Rival | None, frame: pd.DataFrame, metrics: Mapping[str, Interval]
 ) -> list[Check]:
-    from ci import checks as check
+    from ci.gating import checks as check
 
     done = [check.finite(scored)]
     for metric, rule in spec.gate.metrics.items():
@@ -279,8 +279,8 @@ def _rival(
     store: Store, spec: ModelSpec, frame: pd.DataFrame, released: tuple[Champion, Release], folder: Path
 ) -> Rival:
     """Score the champion on the same held-out rows, with the artifact that its release pins."""
-    from ci.checks import Rival
-    from ci.scoring import score
+    from ci.gating.checks import Rival
+    from ci.gating.scoring import score
 
     champion, release = released
     run = store.run(champion.run)
@@ -299,7 +299,7 @@ def _champion_unseen(store: Store, champion: Champion, frame: pd.DataFrame, fold
     """Check that the champion's training rows, as far as its run kept them, hold none of the held-out rows."""
     import pandas as pd
 
-    from ci import checks as check
+    from ci.gating import checks as check
 
     def compare() -> Check:
         run = store.run(champion.run)
@@ -315,7 +315,7 @@ def _store(
     workspace: Workspace, store: Store, spec: ModelSpec, run: Run, evidence: Evidence, material: Material
 ) -> None:
     """Attach evidence and report to the run; the digest tag comes last and makes it count."""
-    from ci.report import evidence_report
+    from ci.pages.report import evidence_report
 
     content = record.dump(evidence)
     sha256 = record.digest(content)

@@ -8,9 +8,9 @@ import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ci import gitcommit, remote
 from ci.console import table
 from ci.errors import Mistake, did_you_mean
+from ci.git import gitcommit, remote
 from ci.release import Release, parse, path_of
 from ci.shell import git
 from ci.workspace import Workspace

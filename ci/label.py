@@ -56,7 +56,7 @@ def label(workspace: Workspace, name: str, environment: str, given: Iterable[Giv
     Raises Mistake, one line a fault and nothing written, for a label that the contract does not allow or a row that
     its request did not have.
     """
-    from ci.prediction_log import read_labels, sizes
+    from ci.live.prediction_log import read_labels, sizes
 
     spec = load_spec(workspace, name)
     rows, several = list(given), spec.task == "ranking"

@@ -11,13 +11,13 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-from ci import evidence as record
-from ci.champion import Released, released
 from ci.console import paint, table
 from ci.environments import load_all
 from ci.errors import Mistake, Refusal, Unavailable, WharfError, did_you_mean
 from ci.files import sha256_bytes, sha256_file
-from ci.mlflow_store import Run, Store, connect
+from ci.gating import evidence as record
+from ci.gating.champion import Released, released
+from ci.mlflow_api.store import Run, Store, connect
 from ci.registry import evidence_bytes, facts, finished_run, serving_file
 from ci.release import Release, path_of
 from ci.shell import CommandFailed, git

@@ -7,17 +7,17 @@ import json
 import re
 
 from ci.errors import Mistake
-from ci.gitcommit import PLAIN, require_repository
+from ci.git.gitcommit import PLAIN, require_repository
 from ci.shell import CommandFailed, git
 from ci.workspace import Workspace
 
 # The code that decides what a run is: its rows, split, artifact and metrics. It is part of a run's fingerprint. What
 # only moves or shows a run is not in it: else each small edit would train everything again.
 PIPELINE = (
-    "ci/data.py",
-    "ci/evaluate.py",
-    "ci/export.py",
-    "ci/scoring.py",
+    "ci/training/data.py",
+    "ci/training/evaluate.py",
+    "ci/training/export.py",
+    "ci/gating/scoring.py",
     "models/metrics.py",
     "models/quality.py",
     "models/spec.py",

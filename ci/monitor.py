@@ -20,10 +20,10 @@ from ci.release import Release
 from ci.workspace import Workspace, load_spec
 
 if TYPE_CHECKING:
-    from ci.drift import FeatureDrift
-    from ci.drift_report import Sample
-    from ci.measure import Performance, Rate, Service
-    from ci.prediction_log import PredictionLog
+    from ci.live.drift import FeatureDrift
+    from ci.live.measure import Performance, Rate, Service
+    from ci.live.prediction_log import PredictionLog
+    from ci.pages.drift_report import Sample
     from models.spec import ModelSpec
 
 DAYS = 7
@@ -81,7 +81,7 @@ def monitor(
     now = time.time()
     begin = max(effective, now - DAYS * 86_400) if since is None else since
     report, samples = _measure(workspace, spec, release, begin, now, max_rows)
-    from ci.drift_report import write
+    from ci.pages.drift_report import write
 
     return write(workspace, report, samples)
 
@@ -114,10 +114,10 @@ def released(workspace: Workspace, name: str, environment: str | None = None) ->
 def _measure(
     workspace: Workspace, spec: ModelSpec, release: Release, begin: float, end: float, max_rows: int
 ) -> tuple[DriftReport, list[Sample]]:
-    from ci import measure
-    from ci.drift_report import Sample
-    from ci.prediction_log import join, read, read_labels
-    from ci.reference import load_ranking, load_table, schema_of
+    from ci.live import measure
+    from ci.live.prediction_log import join, read, read_labels
+    from ci.live.reference import load_ranking, load_table, schema_of
+    from ci.pages.drift_report import Sample
 
     ranking = spec.task == "ranking"
     log = read(
@@ -254,7 +254,7 @@ def main(workspace: Workspace, options: argparse.Namespace) -> int:
 
 def raise_alerts(report: DriftReport) -> None:
     """Tell the webhook, then raise Refusal with the alerts (and a line more when the webhook was not reached)."""
-    from ci.webhook import deliver
+    from ci.live.webhook import deliver
 
     lines = list(report.alerts)
     try:

@@ -51,8 +51,8 @@ def _filled(template: str, name: str) -> str:
 
 
 def _render(workspace: Workspace) -> list[str]:
-    from ci import argocd
     from ci.render import apply, compare
+    from ci.rendering import argocd
 
     wanted = argocd.render(workspace.root)
     changes = compare(workspace.root, wanted, only=[], bootstrap=bool(wanted))

@@ -13,8 +13,8 @@ from functools import cache
 
 from ci import history, registry
 from ci.errors import Mistake, Refusal
-from ci.offer import Base, Draft, Offer, offer
-from ci.pull_request import text_of
+from ci.git.offer import Base, Draft, Offer, offer
+from ci.git.pull_request import text_of
 from ci.registry import VersionFacts
 from ci.release import Release
 from ci.workspace import Workspace

@@ -14,12 +14,12 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ci import evidence as record
 from ci.console import step, table
 from ci.errors import Mistake, Refusal, Unavailable
-from ci.evidence import Evidence
 from ci.files import sha256_bytes
-from ci.mlflow_store import NoArtifact, Run, Store, Version, connect
+from ci.gating import evidence as record
+from ci.gating.evidence import Evidence
+from ci.mlflow_api.store import NoArtifact, Run, Store, Version, connect
 from ci.workspace import Workspace, load_spec, shown_uri
 
 _TAGS = {

@@ -2,7 +2,7 @@
 
 `gitops/rendered/<environment>/<model>/*.yaml`, one file an object, because a reviewer then sees by the file's name
 what a change touches: a promotion changes `deployment.yaml` alone. And what Argo CD is bootstrapped from, which no
-promotion changes: see `ci.argocd`.
+promotion changes: see `ci.rendering.argocd`.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ci import argocd, manifests, release
+from ci import release
 from ci.console import step
 from ci.environments import Environment, load_all
 from ci.errors import Mistake, Refusal, did_you_mean
 from ci.files import write_atomic
-from ci.manifest_text import dump
 from ci.release import Release
+from ci.rendering import argocd, manifests
+from ci.rendering.manifest_text import dump
 from ci.workspace import Workspace, load_spec
 from models.spec import ModelSpec
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from ci.console import paint, say, step
 from ci.files import write_atomic
+from ci.live.triggers import Seen, Trigger, decide
 from ci.monitor import NothingReleased, monitor, parse_since
-from ci.triggers import Seen, Trigger, decide
 from ci.workspace import Workspace, load_spec
 
 if TYPE_CHECKING:
@@ -92,8 +92,8 @@ def retrain(
 
 
 def _seen(workspace: Workspace, spec: ModelSpec, report: DriftReport) -> Seen:
-    from ci.mlflow_store import connect
-    from ci.prediction_log import read_labels
+    from ci.live.prediction_log import read_labels
+    from ci.mlflow_api.store import connect
 
     newest = connect(workspace).newest_run(spec.name)
     trained = None if newest is None else newest.started / 1000
@@ -127,7 +127,7 @@ def _why(triggers: Sequence[Trigger], force: bool, note: Path) -> str:
 def _challenge(workspace: Workspace, spec: ModelSpec, found: Outcome) -> Outcome:
     """Train on the newer data, gate, register, build and propose."""
     from ci.environments import load_all
-    from ci.newer_rows import assemble
+    from ci.live.newer_rows import assemble
     from ci.promote import promote
     from ci.ship import make_version
 

@@ -11,7 +11,7 @@ import argparse
 
 from ci import history
 from ci.errors import Mistake
-from ci.offer import Base, Draft, offer
+from ci.git.offer import Base, Draft, offer
 from ci.promote import Promotion, outcome, show, version_number
 from ci.release import Release
 from ci.workspace import Workspace

@@ -19,7 +19,7 @@ from ci.workspace import Workspace
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ci.evidence import Evidence
+    from ci.gating.evidence import Evidence
     from ci.promote import Promotion
 
 

@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
     from bentos.predictors import Predictor
-    from ci.data import Source
-    from ci.scoring import Scored
-    from ci.tracking import Staged
+    from ci.gating.scoring import Scored
+    from ci.training.data import Source
+    from ci.training.tracking import Staged
     from models.spec import ModelSpec
 
 Value = float | int | str | bool
@@ -77,7 +77,7 @@ class _Job:
 
     def fingerprint(self) -> str:
         """Return 64 hex digits over it; the commit is not in it, the model's files and the code at work are."""
-        from ci.data import digest
+        from ci.training.data import digest
 
         folder = self.workspace.model(self.spec.name)
         parts = {
@@ -134,7 +134,7 @@ def train(
     Raises Mistake (contract, data or model code), Refusal (download or exported artifact differ), Unavailable (no
     network for the data; MLflow down: the run is staged and kept).
     """
-    from ci import data as rows
+    from ci.training import data as rows
 
     spec = load_spec(workspace, name)
     params = {**spec.training.params, **(overrides or {})}
@@ -217,7 +217,7 @@ def _alone(folder: Path) -> Generator[None]:
 
 def _staged(folder: Path, code: _Code) -> Staged | None:
     """Return the run that an earlier command staged and could not upload."""
-    from ci.tracking import read_staged
+    from ci.training.tracking import read_staged
 
     staged = read_staged(folder)
     if staged is None or _stale(staged.tags, code):
@@ -234,8 +234,8 @@ def _stale(tags: Mapping[str, str], code: _Code) -> bool:
 
 def _existing(job: _Job, fingerprint: str) -> TrainedRun | None:
     """Return the complete run with this fingerprint; None when there is none, or when MLflow cannot be asked now."""
-    from ci.mlflow_store import connect as store_of
-    from ci.tracking import connect, find, probe, reachable
+    from ci.mlflow_api.store import connect as store_of
+    from ci.training.tracking import connect, find, probe, reachable
 
     try:
         uri = tracking_uri(job.workspace)
@@ -269,9 +269,10 @@ def _stage(job: _Job, fingerprint: str, folder: Path) -> Staged:
 
 def _fit(job: _Job, fingerprint: str, draft: Path) -> Staged:
     from bentos.predictors import load
-    from ci import data, evaluate, export, plots
-    from ci.model_code import call
-    from ci.tracking import Staged, dataset_of
+    from ci.pages import plots
+    from ci.training import data, evaluate, export
+    from ci.training.model_code import call
+    from ci.training.tracking import Staged, dataset_of
 
     spec = job.spec
     started = time.time_ns() // 1_000_000
@@ -329,7 +330,7 @@ def _one_thread() -> Generator[None]:
 
 def _scored(spec: ModelSpec, predictor: Predictor, folder: Path, frame: DataFrame, side: str) -> Scored:
     """Return what the artifact says of `frame`, as the gate will ask it."""
-    from ci.scoring import Unusable, predicted
+    from ci.gating.scoring import Unusable, predicted
 
     try:
         return predicted(predictor, folder, frame, spec)
@@ -369,7 +370,7 @@ def _tags(job: _Job, digest: str, artifact: str) -> dict[str, str]:
 
 def _upload(workspace: Workspace, staged: Staged, folder: Path) -> TrainedRun:
     """Bring a staged run to MLflow and W&B, then forget the staged copy; keeps it when MLflow is unavailable."""
-    from ci import tracking, weights_and_biases
+    from ci.training import tracking, weights_and_biases
 
     try:
         uri = tracking_uri(workspace)

@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ci import charts, html
 from ci import history as releases
 from ci.console import step
 from ci.environments import load_all
 from ci.errors import Mistake, Refusal
-from ci.evidence import kept_path
 from ci.files import write_atomic
-from ci.mlflow_store import NoArtifact, Store, connect
+from ci.gating.evidence import kept_path
+from ci.mlflow_api.store import NoArtifact, Store, connect
+from ci.pages import charts, html
 from ci.registry import evidence_bytes, facts
 from ci.release import Release
 from ci.status import Application, applications

@@ -279,7 +279,7 @@ def report_copy(workspace: Workspace, name: str, environment: str) -> str:
 
     MLflow offers an HTML artifact for download only; a copy opens in the browser.
     """
-    from ci.mlflow_store import connect
+    from ci.mlflow_api.store import connect
 
     release = _releases(workspace, name, [environment]).get(environment)
     if release is None:

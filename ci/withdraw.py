@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from ci import gitcommit, remote
+from ci.git import gitcommit, remote
+from ci.git.remote import MAIN, Push
 from ci.history import release_at
 from ci.release import path_of
-from ci.remote import MAIN, Push
 from ci.workspace import Workspace
 
 

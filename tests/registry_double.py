@@ -1,7 +1,7 @@
 """RegistryDouble: a small real HTTP server that answers the endpoints of MLflow's REST API that releases need.
 
-It speaks the documents that MLflow 3 sends for these endpoints (see `ci/mlflow_rest.py`), so the code under test takes
-the same way as to a real server, in milliseconds. A slow test of each user runs against a real MLflow as well.
+It speaks the documents that MLflow 3 sends for these endpoints (see `ci/mlflow_api/rest.py`), so the code under test
+takes the same way as to a real server, in milliseconds. A slow test of each user runs against a real MLflow as well.
 """
 
 from __future__ import annotations

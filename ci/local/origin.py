@@ -13,12 +13,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ci import remote
 from ci.errors import Mistake, Refusal, Unavailable
 from ci.files import write_atomic
-from ci.gitcommit import PLAIN, last_words, require_repository
+from ci.git import remote
+from ci.git.gitcommit import PLAIN, last_words, require_repository
+from ci.git.remote import LOCAL_NAME, MAIN, Moved, Push, Remote
 from ci.local import pre_receive
-from ci.remote import LOCAL_NAME, MAIN, Moved, Push, Remote
 from ci.shell import CommandFailed, git
 from ci.workspace import Workspace
 

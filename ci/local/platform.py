@@ -298,7 +298,7 @@ def forget(workspace: Workspace) -> None:
     """Remove all local state and the git remote `wharf`; call `down` first."""
     if workspace.state.is_dir():
         shutil.rmtree(workspace.state)
-    from ci import remote
+    from ci.git import remote
 
     with contextlib.suppress(CommandFailed):  # not a git repository: then there is no remote either
         if remote.remotes(workspace.root).get(remote.LOCAL_NAME) == str(remote.local_origin(workspace)):

@@ -1,7 +1,8 @@
 """What Argo CD is bootstrapped from: as a fresh render gives it, valid against Argo CD's own schemas, and by our rules.
 
-The rules hold for what is in the files, whoever wrote them: a mistake in `ci.argocd` must not pass because the files
-agree with it. Rules for what only the comparison can tell (that each environment has its project) are not repeated.
+The rules hold for what is in the files, whoever wrote them: a mistake in `ci.rendering.argocd` must not pass because
+the files agree with it. Rules for what only the comparison can tell (that each environment has its project) are not
+repeated.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from typing import Any, cast
 
 import yaml
 
-from ci import argocd
 from ci.environments import Environment
 from ci.errors import Mistake
+from ci.rendering import argocd
 from ci.validation import objects
 from models.spec import StrictLoader
 

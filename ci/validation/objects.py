@@ -9,7 +9,8 @@ from typing import Any, cast
 
 import yaml
 
-from ci import argocd, schemas
+from ci import schemas
+from ci.rendering import argocd
 from models.spec import StrictLoader, yaml_fault
 
 _MACHINE = ("gitops/environments/", "gitops/releases/", "gitops/rendered/")

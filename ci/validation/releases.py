@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ci import manifests, release
+from ci import release
 from ci.environments import Environment
 from ci.errors import Mistake, did_you_mean
 from ci.names import taken_by
 from ci.release import Release, path_of
 from ci.render import RENDERED, folder_of, texts
+from ci.rendering import manifests
 from ci.validation import objects
 from models.spec import ModelSpec, SpecError
 from models.spec import load as load_spec

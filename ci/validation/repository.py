@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from ci import gitcommit, release
+from ci import release
 from ci.errors import Mistake
+from ci.git import gitcommit
 from ci.release import Release
 from ci.shell import CommandFailed, git
 

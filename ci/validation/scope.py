@@ -10,7 +10,7 @@ from pathlib import Path
 
 # A change here changes the rules or what is rendered: everything is checked anew.
 _CODE = re.compile(
-    r"ci/(argocd|render|manifests|manifest_text|environments|release|validate)\.py|ci/(schemas|validation)/.*|models/(spec|strict_yaml)\.py"
+    r"ci/(environments|release|render|validate)\.py|ci/(rendering|schemas|validation)/.*|models/(spec|strict_yaml)\.py"
 )
 _RELEASE = re.compile(r"gitops/releases/([^/]+)/([^/]+)\.yaml")
 _RENDERED = re.compile(r"gitops/rendered/([^/]+)/([^/]+)/.*")

@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 import scipy.stats
 
-from ci.drift import Feature, compare
-from ci.prediction_log import Schema, read
+from ci.live.drift import Feature, compare
+from ci.live.prediction_log import Schema, read
 
 ROWS, FEATURES, ROUNDS = 100_000, 20, 3
 

@@ -33,11 +33,11 @@ from typing import Any
 
 import yaml
 
-from ci import manifests
 from ci.console import say, table
 from ci.environments import load_all
 from ci.registry import VersionFacts
 from ci.release import Release, dump, path_of
+from ci.rendering import manifests
 from ci.schemas import _folder as schema_folder  # pyright: ignore[reportPrivateUsage]
 from ci.shell import git, run
 from ci.workspace import Workspace, load_spec

@@ -37,7 +37,7 @@ def prepare(folder: Path) -> tuple[list[float], Path]:
     import mlflow.sklearn
 
     from ci import build
-    from ci.model_code import call
+    from ci.training.model_code import call
     from ci.workspace import Workspace, find, load_spec
     from tests.bentos import artifacts
 

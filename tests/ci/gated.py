@@ -19,7 +19,7 @@ import requests
 import yaml
 from onnx import TensorProto, checker, helper, numpy_helper
 
-from ci.mlflow_store import Run, open_store
+from ci.mlflow_api.store import Run, open_store
 from ci.release import Release, dump, path_of
 from ci.shell import git
 from ci.workspace import Workspace

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ci import gitcommit, remote
+from ci.git import gitcommit, remote
 from ci.local import origin
 from ci.release import Release, parse, path_of
 from ci.shell import git

@@ -14,13 +14,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ci import evidence as record
 from ci import gate as step
 from ci.cli import main
 from ci.errors import Mistake, Unavailable
-from ci.evidence import Evidence
 from ci.gate import GateRefusal, gate
-from ci.mlflow_store import open_store
+from ci.gating import evidence as record
+from ci.gating.evidence import Evidence
+from ci.mlflow_api.store import open_store
 from ci.registry import read_evidence
 from ci.workspace import Workspace
 from tests.ci.gated import add_model, add_run, fresh_name, logistic, release, rows, serving

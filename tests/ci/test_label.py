@@ -11,7 +11,7 @@ import pytest
 from ci import cli
 from ci.errors import Mistake
 from ci.label import Added, Given, label, read_file
-from ci.prediction_log import read_labels
+from ci.live.prediction_log import read_labels
 from ci.workspace import Workspace
 from tests.ci.live_traffic import entry, healthy, release, write_log
 

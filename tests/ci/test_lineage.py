@@ -15,7 +15,7 @@ from ci.cli import main
 from ci.errors import Mistake
 from ci.gate import gate
 from ci.lineage import lineage
-from ci.mlflow_store import open_store
+from ci.mlflow_api.store import open_store
 from ci.registry import facts, register, set_facts
 from ci.release import Release, dump, load, path_of
 from ci.shell import git

@@ -35,7 +35,7 @@ def two(workspace: Workspace) -> Workspace:
         ("bentos/serving.py", ["left", "right"]),
         ("uv.lock", ["left", "right"]),
         *((path, ["left", "right"]) for path in PIPELINE),
-        ("ci/report.py", []),
+        ("ci/pages/report.py", []),
         ("gitops/releases/dev/left.yaml", []),
         ("docs/models/left/notes.md", []),
         ("models/gone/model.py", []),

@@ -18,10 +18,10 @@ import pytest
 from ci import cli
 from ci.errors import Mistake, Refusal, Unavailable
 from ci.label import Given, label
-from ci.measure import quality
+from ci.live.measure import quality
+from ci.live.prediction_log import read
+from ci.live.reference import schema_of
 from ci.monitor import monitor, parse_since, released
-from ci.prediction_log import read
-from ci.reference import schema_of
 from ci.workspace import Workspace, load_spec
 from models.quality import rates
 from tests.ci.live_traffic import entry, healthy, reference, refused, release, write_log

@@ -14,8 +14,8 @@ from bentos.predictors import load
 from ci.demo import demo
 from ci.errors import Mistake
 from ci.label import Given, label
+from ci.live.newer_rows import assemble
 from ci.monitor import monitor
-from ci.newer_rows import assemble
 from ci.workspace import Workspace, load_spec
 from tests.ci.live_traffic import RUN, release, write_log
 

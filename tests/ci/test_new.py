@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from ci import argocd, cli, files
+from ci import cli, files
 from ci.errors import Mistake
 from ci.new import new
+from ci.rendering import argocd
 from ci.workspace import Workspace, load_spec
 
 
 def test_its_contract_and_data_fit_together(workspace: Workspace) -> None:
-    from ci.model_code import call
+    from ci.training.model_code import call
 
     written = new(workspace, "wine")
     assert Path("bentos/wine/service.py") in written

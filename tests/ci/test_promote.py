@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from ci import cli, gitcommit
+from ci import cli
 from ci.environments import load_all
 from ci.errors import Mistake, Refusal, Unavailable
+from ci.git import gitcommit
 from ci.promote import promote
 from ci.render import render_release
 from ci.shell import git

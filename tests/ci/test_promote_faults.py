@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from ci import offer, remote
 from ci.errors import Refusal, Unavailable
+from ci.git import offer, remote
 from ci.promote import promote
 from ci.shell import git
 from ci.workspace import Workspace

@@ -12,10 +12,10 @@ from uuid import uuid4
 import pytest
 import requests
 
-from ci import remote
 from ci.errors import Refusal
 from ci.files import sha256_bytes
-from ci.mlflow_rest import RestStore
+from ci.git import remote
+from ci.mlflow_api.rest import RestStore
 from ci.promote import promote
 from ci.rollback import rollback
 from ci.shell import CommandFailed, git

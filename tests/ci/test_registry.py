@@ -15,14 +15,14 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from ci import evidence as record
 from ci import registry
 from ci.cli import main
 from ci.errors import Mistake, Refusal, Unavailable
-from ci.evidence import Check, Evidence, Interval
 from ci.gate import GateRefusal, gate
-from ci.mlflow_rest import RestStore
-from ci.mlflow_store import Run, Version, open_store
+from ci.gating import evidence as record
+from ci.gating.evidence import Check, Evidence, Interval
+from ci.mlflow_api.rest import RestStore
+from ci.mlflow_api.store import Run, Version, open_store
 from ci.registry import facts, latest, register, set_facts
 from ci.workspace import Workspace
 from tests.ci.gated import add_model, add_run, fresh_name, logistic, release

@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 import yaml
 
-from ci import cli, manifests, render
+from ci import cli, render
 from ci.environments import Environment, load_all, parse
 from ci.errors import Mistake
-from ci.manifest_text import dump
 from ci.release import Release
+from ci.rendering import manifests
+from ci.rendering.manifest_text import dump
 from ci.schemas import faults
 from ci.workspace import Workspace, load_spec
 from models.spec import ModelSpec

@@ -9,14 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ci import cli, data
+from ci import cli
 from ci.demo import _CHANGES, read_cases, shift
 from ci.errors import Refusal
 from ci.label import Given, label
+from ci.live.newer_rows import assemble
 from ci.monitor import monitor
-from ci.newer_rows import assemble
 from ci.retrain import retrain
 from ci.shell import git
+from ci.training import data
 from ci.workspace import Workspace, load_spec
 from tests.ci.live_traffic import entry, healthy, reference, release, write_log
 

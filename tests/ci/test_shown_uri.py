@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from ci import mlflow_client, tracking
 from ci.errors import Unavailable
-from ci.mlflow_rest import RestStore
-from ci.pull_request import _run
+from ci.git.pull_request import _run
+from ci.mlflow_api import client as mlflow_client
+from ci.mlflow_api.rest import RestStore
+from ci.training import tracking
 from ci.workspace import Workspace, shown_uri
 
 ADDRESS = "http://bob:hunter2@127.0.0.1:1"  # wharf:allow-secret - nobody's password

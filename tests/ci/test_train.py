@@ -17,12 +17,13 @@ import pytest
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-from ci import cli, tracking
+from ci import cli
 from ci.errors import Mistake, Unavailable
 from ci.files import sha256_file
 from ci.models import PIPELINE
 from ci.shell import git
 from ci.train import _code, _Job, parse_overrides, train
+from ci.training import tracking
 from ci.workspace import Workspace, load_spec
 from tests.mlflow_server import ROOT, free_port
 from tests.movielens import write_ratings
@@ -114,7 +115,7 @@ def test_what_makes_another_run(workspace: Workspace, mlflow_db: str) -> None:
 def test_the_code_that_decides_a_run_is_in_its_fingerprint(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ci import data
+    from ci.training import data
 
     spec = load_spec(workspace, "tumor")
     job = _Job(workspace, spec, data.resolve(workspace, spec), None, {}, _code(workspace, "tumor"))
@@ -139,7 +140,7 @@ def test_the_code_that_decides_a_run_is_in_its_fingerprint(
         ("models/tumor/train.py", True),
         ("models/metrics.py", True),
         ("models/helper.py", True),
-        ("ci/data.py", True),
+        ("ci/training/data.py", True),
         ("uv.lock", True),
         ("notes.txt", False),
         ("models/digits/train.py", False),
@@ -159,7 +160,7 @@ def test_what_makes_a_run_dirty(workspace: Workspace, path: str, dirty: bool) ->
 
 @slow
 def test_newer_rows_are_trained_on_and_held_rows_stay_held(workspace: Workspace, mlflow_db: str) -> None:
-    from ci import data
+    from ci.training import data
 
     first = train(workspace, "tumor")
     spec = load_spec(workspace, "tumor")
@@ -238,10 +239,10 @@ def test_no_mlflow_known(workspace: Workspace) -> None:
 
 # Where a process is killed with SIGKILL: the name of a function, before or after it did its work.
 MOMENTS = [
-    ("ci.export", "export", "after"),  # in the middle of staging
-    ("ci.tracking", "_record", "before"),  # the run exists, and is empty
+    ("ci.training.export", "export", "after"),  # in the middle of staging
+    ("ci.training.tracking", "_record", "before"),  # the run exists, and is empty
     ("mlflow.tracking.MlflowClient", "log_artifacts", "after"),
-    ("ci.tracking", "complete", "after"),  # recorded, and still staged
+    ("ci.training.tracking", "complete", "after"),  # recorded, and still staged
 ]
 
 _KILL = """
@@ -308,7 +309,7 @@ def test_wandb_that_fails_does_not_lose_the_run(
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{free_port()}")
-    monkeypatch.setattr("ci.weights_and_biases._INIT_S", 3.0)
+    monkeypatch.setattr("ci.training.weights_and_biases._INIT_S", 3.0)
     train(workspace, "tumor")
     (recorded,) = runs(mlflow_db)
     assert recorded.data.tags["wharf.wandb"] == "failed"

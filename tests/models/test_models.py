@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from bentos.predictors import load as load_predictor
-from ci import data, export
-from ci.model_code import call
-from ci.scoring import predicted
+from ci.gating.scoring import predicted
+from ci.training import data, export
+from ci.training.model_code import call
 from ci.workspace import Workspace, load_spec
 from models.metrics import compute
 from tests.mlflow_server import ROOT

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from bentos.predictors import load as load_predictor
-from ci import data, export
-from ci.scoring import predicted
+from ci.gating.scoring import predicted
+from ci.training import data, export
 from models.metrics import compute
 from models.movies.data import load
 from models.movies.train import fit

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from ci import remote
 from ci.errors import Mistake, Refusal
+from ci.git import remote
 from ci.local import origin
 from ci.shell import CommandFailed, git
 from ci.workspace import Workspace

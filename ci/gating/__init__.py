@@ -1,0 +1,1 @@
+"""What `wharf gate` is made of: scores, checks, uncertainty, evidence."""

@@ -1,0 +1,1 @@
+"""Live traffic against the training data, and what follows from it."""

@@ -1,0 +1,1 @@
+"""Releases and settings as Kubernetes and Argo CD objects, and as plain YAML."""

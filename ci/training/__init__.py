@@ -1,0 +1,1 @@
+"""What `wharf train` is made of: data, export, recording."""
