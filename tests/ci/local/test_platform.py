@@ -83,8 +83,11 @@ def test_mlflow_starts_once_and_stops(workspace: Workspace) -> None:
 @pytest.mark.usefixtures("mlflow")
 def test_a_killed_mlflow_is_started_again(workspace: Workspace) -> None:
     platform.wait_for_mlflow(workspace, platform.start_mlflow(workspace), 10)
-    os.kill(pid(workspace, "mlflow"), signal.SIGKILL)
-    assert processes.wait_until(lambda: not platform.mlflow_answers(workspace), 5)
+    killed = psutil.Process(pid(workspace, "mlflow"))
+    mark = processes.Mark(killed.pid, killed.create_time())
+    killed.kill()
+    assert processes.wait_until(lambda: not processes.alive(mark), 5)
+    assert not platform.mlflow_answers(workspace)
     again = platform.start_mlflow(workspace)
     assert again.started
     platform.wait_for_mlflow(workspace, again, 10)
