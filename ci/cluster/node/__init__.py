@@ -1,0 +1,1 @@
+"""The provider `node`: one real Kubernetes node on a Debian-like machine, without Docker."""

@@ -1,0 +1,1 @@
+"""What stands an environment up. Imports nothing from the other folders."""
