@@ -1,0 +1,361 @@
+"""Argo CD: upstream's install manifest, reduced to what is used here and hardened.
+
+What comes in is upstream's own list of objects at a pinned version; what comes out is what is applied. Changed are:
+
+- Nothing but plain YAML is rendered: kustomize, Helm, Jsonnet, plugins and submodules are off, so that their holes are
+  not ours. With plugins goes the init container that copies the program for them.
+- Parts that nobody uses are left out (Dex, notifications), as are the rights of ApplicationSets in other namespaces.
+- The application controller may read everything, but write only the kinds that releases consist of; upstream's is an
+  administrator of the whole cluster.
+- Every pod keeps the Pod Security Standard "restricted", and the namespace admits no other. An origin on the node's
+  disk comes in as a volume of the cluster's administrator, because a pod of that standard may not name a host path.
+- Nothing reaches the pods that is not named: Redis and the repo server are for Argo CD's own pods, figures are for the
+  monitoring namespace. A repo server with its origin on disk reaches Redis and DNS alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from infra.platform.kubernetes import (
+    LABELS,
+    MONITORING_NAMESPACE,
+    Object,
+    Resources,
+    container_security,
+    containers,
+    digest,
+    from_namespaces,
+    namespace,
+    network_policy,
+    placed,
+    pod_security,
+    pod_template,
+    tcp,
+    to_dns,
+)
+
+NAMESPACE = "argocd"
+USER = 999  # of upstream's images of Argo CD and of Redis; a number, so that the kubelet can tell that it is not root
+CONTROLLER, REPO_SERVER = "argocd-application-controller", "argocd-repo-server"
+APPLICATION_SETS, REDIS, SERVER = "argocd-applicationset-controller", "argocd-redis", "argocd-server"
+WORKLOADS = (CONTROLLER, REPO_SERVER, APPLICATION_SETS, REDIS, SERVER)
+_UNUSED = ("argocd-dex-server", "argocd-notifications")
+_GIT_FOLDER = "/app/config/git"
+_WORKLOAD_KINDS = ("Deployment", "StatefulSet")
+
+# (API group, resource) of what releases consist of: all that the application controller may write in other namespaces.
+RELEASED = (
+    ("", "serviceaccounts"),
+    ("", "services"),
+    ("apps", "deployments"),
+    ("autoscaling", "horizontalpodautoscalers"),
+    ("networking.k8s.io", "networkpolicies"),
+    ("policy", "poddisruptionbudgets"),
+)
+
+# Measured needs are far below at rest; the limits leave room for a thousand applications.
+_RESOURCES = {
+    CONTROLLER: Resources("100m", "256Mi", "2Gi"),
+    REPO_SERVER: Resources("50m", "128Mi", "1Gi"),
+    APPLICATION_SETS: Resources("20m", "64Mi", "512Mi"),
+    REDIS: Resources("20m", "32Mi", "512Mi"),
+    SERVER: Resources("20m", "64Mi", "512Mi"),
+}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A bare repository on the disk of the nodes: where it is there, and where `file://` looks for it in the pod."""
+
+    host_path: str
+    mount_path: str
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How much Argo CD does at a time. The defaults suit one machine of two cores as well as a thousand applications.
+
+    A push is announced by a refresh, so that polling is only what finds commits that nobody announced.
+    """
+
+    reconciliation_s: int = 180
+    jitter_s: int = 60
+    status_processors: int = 20
+    operation_processors: int = 10
+    kubectl_parallelism: int = 20
+    repo_parallelism: int = 10
+    application_sets: int = 10  # that are worked on at a time
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How Argo CD is installed.
+
+    `images`: references of our own images by program, `argocd` and `redis`; None keeps upstream's.
+    `ingress_namespaces`: who may reach Argo CD's web server, where the install manifest has one.
+    """
+
+    images: Mapping[str, str] | None = None
+    origin: Origin | None = None
+    tuning: Tuning = field(default_factory=Tuning)
+    released: Sequence[tuple[str, str]] = RELEASED
+    ingress_namespaces: Sequence[str] = ()
+    monitoring_namespace: str = MONITORING_NAMESPACE
+
+
+def objects(install: Sequence[Object], settings: Settings) -> list[Object]:
+    """Return all objects of Argo CD, made from upstream's at one version.
+
+    Raises ValueError when `install` lacks a part that has to be there: it is no install manifest of Argo CD.
+    """
+    kept = [one for one in placed([each for each in install if each], NAMESPACE) if _is_used(one)]
+    _require_parts(kept)
+    configuration = {"argocd-cm": _configuration(), "argocd-cmd-params-cm": _parameters(settings.tuning)}
+    configuration["argocd-cm"] |= _reconciliation(settings.tuning)
+    started_with = digest(configuration)
+    for one in kept:
+        name = one["metadata"]["name"]
+        one["metadata"]["labels"] = {
+            **(one["metadata"].get("labels") or {}),
+            "app.kubernetes.io/managed-by": "modelwharf",
+        }
+        if one["kind"] == "ConfigMap" and name in configuration:
+            one["data"] = {**(one.get("data") or {}), **configuration[name]}
+        if one["kind"] == "ClusterRole" and name == CONTROLLER:
+            one["rules"] = _controller_rules(settings.released)
+        if one["kind"] in _WORKLOAD_KINDS:
+            _harden(one, settings, started_with)
+    return [
+        namespace(NAMESPACE),
+        *kept,
+        *_network_policies(settings),
+        *(_origin_objects(settings.origin) if settings.origin else []),
+    ]
+
+
+def _is_used(one: Object) -> bool:
+    kind, name = str(one["kind"]), str(one["metadata"]["name"])
+    if name.startswith(_UNUSED):
+        return False
+    if kind in ("ClusterRole", "ClusterRoleBinding") and name == APPLICATION_SETS:
+        return False  # for ApplicationSets outside of Argo CD's namespace; ours are in it
+    return kind not in ("NetworkPolicy", "Namespace")  # ours take their place
+
+
+def _require_parts(kept: Sequence[Object]) -> None:
+    there = {(one["kind"], one["metadata"]["name"]) for one in kept}
+    wanted = {
+        ("StatefulSet", CONTROLLER),
+        *(("Deployment", name) for name in (REPO_SERVER, APPLICATION_SETS, REDIS)),
+        *(("ConfigMap", name) for name in ("argocd-cm", "argocd-cmd-params-cm")),
+        *(
+            ("CustomResourceDefinition", f"{kind}.argoproj.io")
+            for kind in ("applications", "applicationsets", "appprojects")
+        ),
+    }
+    if missing := sorted(wanted - there):
+        raise ValueError("not an install manifest of Argo CD: it lacks " + ", ".join(" ".join(one) for one in missing))
+
+
+def _configuration() -> dict[str, str]:
+    return {
+        "application.resourceTrackingMethod": "annotation",
+        "kustomize.enable": "false",
+        "helm.enable": "false",
+        "jsonnet.enable": "false",
+        "users.anonymous.enabled": "false",
+        "exec.enabled": "false",
+        "statusbadge.enabled": "false",
+    }
+
+
+def _reconciliation(tuning: Tuning) -> dict[str, str]:
+    return {
+        "timeout.reconciliation": f"{tuning.reconciliation_s}s",
+        "timeout.reconciliation.jitter": f"{tuning.jitter_s}s",
+    }
+
+
+def _parameters(tuning: Tuning) -> dict[str, str]:
+    return {
+        "controller.status.processors": str(tuning.status_processors),
+        "controller.operation.processors": str(tuning.operation_processors),
+        "controller.kubectl.parallelism.limit": str(tuning.kubectl_parallelism),
+        # Comparing on the server costs a dry run for each object and each look; what is compared here is written by
+        # `wharf render` in full, so the comparison that needs no request finds the same.
+        "controller.diff.server.side": "false",
+        "reposerver.parallelism.limit": str(tuning.repo_parallelism),
+        "reposerver.enable.git.submodule": "false",
+        "reposerver.allow.oob.symlinks": "false",
+        "applicationsetcontroller.concurrent.reconciliations.max": str(tuning.application_sets),
+        # Directories of our repository are all that applications are generated from.
+        "applicationsetcontroller.enable.scm.providers": "false",
+        "applicationsetcontroller.enable.git.submodule": "false",
+        "applicationsetcontroller.policy": "sync",
+    }
+
+
+def _controller_rules(released: Sequence[tuple[str, str]]) -> list[Object]:
+    """Read all, for the state of the cluster is what it watches; write what releases consist of.
+
+    Its own kinds, in its own namespace, are in its Role.
+    """
+    groups: dict[str, list[str]] = {}
+    for group, resource in released:
+        groups.setdefault(group, []).append(resource)
+    return [
+        {"apiGroups": ["*"], "resources": ["*"], "verbs": ["get", "list", "watch"]},
+        {"nonResourceURLs": ["*"], "verbs": ["get"]},
+        *(
+            {"apiGroups": [group], "resources": sorted(names), "verbs": ["create", "update", "patch", "delete"]}
+            for group, names in sorted(groups.items())
+        ),
+    ]
+
+
+def _harden(workload: Object, settings: Settings, started_with: str) -> None:
+    name = workload["metadata"]["name"]
+    template = pod_template(workload)
+    pod: Object = template["spec"]
+    _without_plugin_copy(pod)
+    template["metadata"]["annotations"] = {
+        **(template["metadata"].get("annotations") or {}),
+        "modelwharf.io/configuration": started_with,  # these programs read their parameters when they start
+    }
+    pod["securityContext"] = {**(pod.get("securityContext") or {}), **pod_security(USER)}
+    pod["enableServiceLinks"] = False
+    for container in containers(pod):
+        container["securityContext"] = {**(container.get("securityContext") or {}), **container_security()}
+        container["imagePullPolicy"] = "IfNotPresent"
+        container["resources"] = _RESOURCES[name].as_object() if name in _RESOURCES else {}
+        if settings.images is not None:
+            _use_own_image(container, settings.images)
+    if name == REDIS:
+        for container in pod["containers"]:
+            container.setdefault("readinessProbe", {"tcpSocket": {"port": 6379}, "periodSeconds": 5})
+            container.setdefault("livenessProbe", {"tcpSocket": {"port": 6379}, "periodSeconds": 10})
+    for container in pod["containers"]:
+        if probe := container.get("readinessProbe"):
+            probe |= {"initialDelaySeconds": 1, "periodSeconds": 3}  # upstream waits for up to 15 s after each start
+    if name == REPO_SERVER and settings.origin is not None:
+        _mount_origin(pod, settings.origin)
+
+
+def _without_plugin_copy(pod: Object) -> None:
+    """Take out the copy of Argo CD's program that plugins in sidecars run, and the volume that it is for.
+
+    There are no plugins here; and its `cp --update=none` of newer versions is unknown to Debian 12's coreutils.
+    """
+    first = [one for one in pod.get("initContainers") or [] if one["name"] != "copyutil"]
+    pod.pop("initContainers", None)
+    if first:
+        pod["initContainers"] = first
+    used = {mount["name"] for one in containers(pod) for mount in one.get("volumeMounts") or []}
+    if "volumes" in pod:
+        pod["volumes"] = [volume for volume in pod["volumes"] if volume["name"] in used]
+
+
+def _use_own_image(container: Object, images: Mapping[str, str]) -> None:
+    is_redis = container["name"] == "redis"
+    container["image"] = images["redis" if is_redis else "argocd"]
+    if is_redis and "command" not in container:
+        container["command"] = ["redis-server"]  # upstream's image has an entry point that adds it
+
+
+def _mount_origin(pod: Object, origin: Origin) -> None:
+    """Mount the origin, read-only, and let git read what another user owns.
+
+    The setting must be in a file. Argo CD replaces GIT_CONFIG_COUNT in git's environment by its own, and git clears it
+    for the process that it starts to read a `file://` repository; and git ignores the setting in the repository itself.
+    """
+    volumes: list[Object] = pod.setdefault("volumes", [])
+    volumes += [
+        {"name": "origin", "persistentVolumeClaim": {"claimName": _volume_name(origin), "readOnly": True}},
+        {"name": "git", "configMap": {"name": "modelwharf-git"}},
+    ]
+    for container in pod["containers"]:
+        mounts: list[Object] = container.setdefault("volumeMounts", [])
+        mounts += [
+            {"name": "origin", "mountPath": origin.mount_path, "readOnly": True},
+            {"name": "git", "mountPath": _GIT_FOLDER, "readOnly": True},
+        ]
+        environment: list[Object] = container.setdefault("env", [])
+        environment.append({"name": "GIT_CONFIG_GLOBAL", "value": f"{_GIT_FOLDER}/gitconfig"})
+
+
+def _volume_name(origin: Origin) -> str:
+    # A volume's path cannot be changed afterwards: another path is another volume.
+    return f"modelwharf-origin-{hashlib.sha256(origin.host_path.encode()).hexdigest()[:8]}"
+
+
+def _origin_objects(origin: Origin) -> list[Object]:
+    name = _volume_name(origin)
+    size = {"storage": "1Gi"}  # must be said, and is not enforced for a folder of the node
+    return [
+        {
+            "apiVersion": "v1",
+            "kind": "PersistentVolume",
+            "metadata": {"name": name, "labels": LABELS},
+            "spec": {
+                "capacity": size,
+                "accessModes": ["ReadOnlyMany"],
+                "persistentVolumeReclaimPolicy": "Retain",
+                "storageClassName": "",
+                "claimRef": {"namespace": NAMESPACE, "name": name},
+                "hostPath": {"path": origin.host_path, "type": "Directory"},
+            },
+        },
+        {
+            "apiVersion": "v1",
+            "kind": "PersistentVolumeClaim",
+            "metadata": {"name": name, "namespace": NAMESPACE, "labels": LABELS},
+            "spec": {
+                "accessModes": ["ReadOnlyMany"],
+                "storageClassName": "",
+                "volumeName": name,
+                "resources": {"requests": size},
+            },
+        },
+        {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": "modelwharf-git", "namespace": NAMESPACE, "labels": LABELS},
+            "data": {"gitconfig": f"[safe]\n\tdirectory = {origin.mount_path}\n"},
+        },
+    ]
+
+
+def _network_policies(settings: Settings) -> list[Object]:
+    def pods(*names: str) -> list[Object]:
+        return [{"podSelector": {"matchLabels": {"app.kubernetes.io/name": name}}} for name in names]
+
+    def policy(name: str, ingress: Sequence[Object] | None = None, egress: Sequence[Object] | None = None) -> Object:
+        chosen = {"app.kubernetes.io/name": name}
+        return network_policy(name, NAMESPACE, pods=chosen, ingress=ingress, egress=egress)
+
+    figures = [from_namespaces(settings.monitoring_namespace)]
+    own_egress: list[Object] | None = None
+    if settings.origin is not None:
+        own_egress = [to_dns(), {"to": pods(REDIS), "ports": tcp(6379)}]
+    web = [from_namespaces(*settings.ingress_namespaces)] if settings.ingress_namespaces else []
+    return [
+        network_policy("default-deny", NAMESPACE, ingress=[]),
+        policy(REDIS, [{"from": pods(CONTROLLER, REPO_SERVER, SERVER), "ports": tcp(6379)}]),
+        policy(
+            REPO_SERVER,
+            [
+                {"from": pods(CONTROLLER, APPLICATION_SETS, SERVER), "ports": tcp(8081)},
+                {"from": figures, "ports": tcp(8084)},
+            ],
+            own_egress,
+        ),
+        policy(CONTROLLER, [{"from": figures, "ports": tcp(8082)}]),
+        policy(APPLICATION_SETS, [{"from": figures, "ports": tcp(8080)}]),
+        policy(
+            SERVER,
+            [{"from": figures, "ports": tcp(8083)}, *([{"from": web, "ports": tcp(8080)}] if web else [])],
+        ),
+    ]
