@@ -34,6 +34,7 @@ COMMANDS = {
     "ship": ("ci.ship", "train, gate, register, build and promote to the first environment"),
     "render": ("ci.render", "write the manifests that follow from the releases"),
     "validate": ("ci.validate", "check the repository as the pull-request check does"),
+    "batch": ("ci.batch", "predict for every row of a Parquet or CSV file"),
     "status": ("ci.status", "show what runs where: version, sync, health, address"),
     "monitor": ("ci.monitor", "compare live traffic with the training data"),
     "label": ("ci.label", "add the labels that came later to the prediction log"),
