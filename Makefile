@@ -12,7 +12,7 @@ SYNC := VIRTUAL_ENV= $(UV) sync --frozen --inexact --quiet
 # A uv that lives in .venv must not replace the environment that it runs from.
 BASE := $(if $(filter .venv/%,$(UV)),.venv/bin/python,$(PYTHON))
 
-.PHONY: help up down clean demo test check fmt bench
+.PHONY: help up down clean demo cluster cluster-down test test-cluster check fmt bench bench-cluster
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -28,6 +28,12 @@ clean: ## stop everything and forget the local state (.wharf)
 
 demo: .venv/ready ## send shifted traffic, find the drift, propose a challenger
 	@$(WHARF) demo
+
+cluster: .venv/ready ## the same on Kubernetes and Argo CD (kind, or a node of its own)
+	@$(WHARF) up --target cluster
+
+cluster-down: ## remove the cluster and all that it made
+	@test ! -x $(WHARF) || $(WHARF) down --target cluster
 
 # The end-to-end file is the longest, so it starts first; its tests are one story and stay on one worker.
 test: .venv/ready-dev ## run all tests that need no root and no cluster

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import argparse
 
+from ci.cluster import access
 from ci.console import step
+from ci.errors import Mistake
 from ci.local import platform
 from ci.workspace import Workspace
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clean", action="store_true", help="also remove .wharf and the git remote `wharf`")
+    parser.add_argument("--target", choices=["local", "cluster"], default="local", help="what to stop (default: local)")
+    parser.add_argument("--provider", metavar="NAME", help="of the cluster (default: the one that `up` used)")
 
 
 def main(workspace: Workspace, options: argparse.Namespace) -> int:
+    if options.target == "cluster":
+        _cluster_down(workspace, options.provider)
+    elif known := access.load(workspace):
+        raise Mistake(
+            f"this checkout runs on a cluster ({known.provider}); stopping it removes what it holds",
+            tip="`make cluster-down` does that",
+        )
     with step("stop") as shown:
         stopped = platform.down(workspace)
         shown.note = ", ".join(stopped) or "nothing was running"
@@ -24,3 +35,12 @@ def main(workspace: Workspace, options: argparse.Namespace) -> int:
     elif stopped:
         print("Stopped. What was made is kept in .wharf: `make up` starts it again, `make clean` forgets it.")
     return 0
+
+
+def _cluster_down(workspace: Workspace, wanted: str | None) -> None:
+    """Remove the cluster of this workspace, or the named provider's, also when `up` never finished."""
+    from ci.cluster import provider, up
+
+    chosen = provider.choose(workspace, wanted)
+    with step(f"take down the {chosen.name} cluster") as shown:
+        shown.note = ", ".join(up.stop(workspace, chosen)) or "nothing was there"

@@ -1,5 +1,6 @@
-"""`wharf up`: start the local platform, carry the models through the loop, leave them serving.
+"""`wharf up`: start the platform, carry the models through the loop, leave them serving.
 
+The platform is the local target, or with `--target cluster` a Kubernetes cluster; what comes after is the same.
 Every model that has no release yet is shipped to the first environment; the one named by `first_model` goes on
 through all of them. A model that has a release is left alone, so running it again changes nothing.
 """
@@ -31,7 +32,15 @@ _HEAVY = ("mlflow", "pandas", "sklearn.pipeline", "skl2onnx", "matplotlib.pyplot
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--first", metavar="MODEL", help="the model that goes through all environments")
-    parser.add_argument("--platform-only", action="store_true", help="start MLflow, the origin and the agent, no model")
+    parser.add_argument("--platform-only", action="store_true", help="start the platform and no model")
+    parser.add_argument("--target", choices=["local", "cluster"], help="where the models run (default: where they did)")
+    parser.add_argument(
+        "--provider", metavar="NAME", help="of the cluster: kind, node or existing (default: by what is there)"
+    )
+    parser.add_argument("--context", metavar="NAME", help="the kubeconfig context of an existing cluster")
+    parser.add_argument(
+        "--yes", action="store_true", help="do not ask before touching a cluster that is not on this machine"
+    )
 
 
 @dataclass
@@ -48,7 +57,7 @@ def main(workspace: Workspace, options: argparse.Namespace) -> int:
     first = first_model(names, options.first)
     with platform.only_one_up(workspace):
         done = _Done()
-        mlflow, wait = _start(workspace, done)
+        mlflow, wait = _start(workspace, options, done)
         if not options.platform_only and _missing(workspace, names, first):
             _warm_up()
         wait()
@@ -70,8 +79,38 @@ def first_model(names: list[str], wanted: str | None = None) -> str | None:
     return wanted or (SHOWN_FIRST if SHOWN_FIRST in names else next(iter(names), None))
 
 
-def _start(workspace: Workspace, done: _Done) -> tuple[platform.Part, Callable[[], None]]:
-    """Start the platform; return MLflow and what waits for it, so that other work is done meanwhile."""
+def _start(workspace: Workspace, options: argparse.Namespace, done: _Done) -> tuple[platform.Part, Callable[[], None]]:
+    """Start the platform of the wanted target; return MLflow and what waits for it.
+
+    Raises Mistake for options that do not fit the target, or where this checkout has another target now.
+    """
+    from ci.cluster import access
+
+    known = access.load(workspace)
+    target = options.target or ("cluster" if known or options.provider or options.context else "local")
+    if target == "cluster":
+        return _start_cluster(workspace, options)
+    for word in ("provider", "context"):
+        if getattr(options, word):
+            raise Mistake(f"--{word}: is for a cluster", tip=f"wharf up --target cluster --{word} …")
+    if known:
+        raise Mistake(
+            f"this checkout runs on a cluster ({known.provider}), and a checkout has one target at a time",
+            tip="`make cluster-down` first, or use another clone",
+        )
+    return _start_local(workspace, done)
+
+
+def _start_cluster(workspace: Workspace, options: argparse.Namespace) -> tuple[platform.Part, Callable[[], None]]:
+    from ci.cluster import provider, up
+
+    chosen = provider.choose(workspace, options.provider, context=options.context, agreed=options.yes)
+    url = up.start(workspace, chosen)
+    return platform.Part(url, False), lambda: None
+
+
+def _start_local(workspace: Workspace, done: _Done) -> tuple[platform.Part, Callable[[], None]]:
+    """Start the local platform; return MLflow and what waits for it, so that other work is done meanwhile."""
     from ci.local.origin import ensure, sync_user
 
     mlflow = platform.start_mlflow(workspace)

@@ -53,7 +53,8 @@ def _facts(workspace: Workspace, part: str) -> dict[str, Any]:
     return facts if isinstance(facts, dict) else {}
 
 
-def _record(workspace: Workspace, part: str, facts: dict[str, Any] | None) -> None:
+def record(workspace: Workspace, part: str, facts: dict[str, Any] | None) -> None:
+    """Write down in `platform.json` what is known of `part`; None forgets it."""
     known = recorded(workspace)
     if facts is None:
         known.pop(part, None)
@@ -100,7 +101,7 @@ def start_mlflow(workspace: Workspace) -> Part:
             cwd=folder,
         )
         url = f"http://{HOST}:{port}"
-        _record(workspace, "mlflow", {"url": url, "port": port, "pid": mark.pid, "created": mark.created})
+        record(workspace, "mlflow", {"url": url, "port": port, "pid": mark.pid, "created": mark.created})
         return Part(url, True, note)
 
 
@@ -179,7 +180,7 @@ def start_agent(workspace: Workspace, *extra: str) -> Part:
             env=dict(os.environ),
             cwd=Path(__file__).parents[2],
         )
-        _record(workspace, "agent", {"pid": mark.pid, "created": mark.created})
+        record(workspace, "agent", {"pid": mark.pid, "created": mark.created})
     if not processes.wait_until(lambda: _reported(workspace, mark) or not processes.alive(mark), AGENT_SECONDS):
         raise Unavailable(f"the agent said nothing for {AGENT_SECONDS:g} seconds", tip="see `wharf logs agent`")
     if not processes.alive(mark):
@@ -282,7 +283,7 @@ def down(workspace: Workspace) -> list[str]:
                 )
             if mark:
                 kept = {key: value for key, value in facts.items() if key not in ("pid", "created")}
-                _record(workspace, part, kept or None)
+                record(workspace, part, kept or None)
     return stopped
 
 
