@@ -1,0 +1,3 @@
+module modelwharf/tools/pause
+
+go 1.23
