@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from ci import cli
+from ci.batching import parts, source
 from ci.batching import run as batching
-from ci.batching import source
+from ci.batching.predict import Said
 from ci.workspace import Workspace
 from tests.bentos import artifacts
 from tests.ci import batch_inputs as inputs
@@ -320,6 +321,22 @@ def killed(workspace: Workspace, path: Path, output: Path, part: int) -> int:
     ).returncode
 
 
+def stopped(path: Path, output: Path, part: int) -> None:
+    """Run a batch that is interrupted when it has saved `part`."""
+    with pytest.MonkeyPatch.context() as patch:
+        save = parts.Parts.save
+
+        def saved(self: parts.Parts, index: int, said: Said) -> None:
+            save(self, index, said)
+            if index == part:
+                raise KeyboardInterrupt
+
+        patch.setattr(parts.Parts, "save", saved)
+        assert batch("--input", path, "--workers", "1", output=output) == 130
+    assert not output.exists()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["parquet", "csv"])
 def test_a_killed_batch_goes_on_and_gives_the_same_bytes(
     released: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
@@ -347,7 +364,7 @@ def test_parts_of_another_input_or_version_and_damaged_ones_are_not_taken(
     monkeypatch.setattr(source, "_MOST_ROWS", 1000)
     path = inputs.write(tmp_path / "in.parquet", inputs.table(9_500))
     output = tmp_path / "o.parquet"
-    assert killed(released, path, output, 4) == -signal.SIGKILL
+    stopped(path, output, 4)
     (folder,) = [entry for entry in (tmp_path / ".o.parquet.parts").iterdir() if entry.is_dir()]
     damaged = folder / "000001.arrow"
     damaged.write_bytes(damaged.read_bytes()[:-40])
@@ -356,13 +373,13 @@ def test_parts_of_another_input_or_version_and_damaged_ones_are_not_taken(
     assert json.loads(Path(f"{output}.json").read_text())["reused"] >= 4000  # five were done, one is damaged
 
     output.unlink()
-    assert killed(released, path, output, 4) == -signal.SIGKILL
+    stopped(path, output, 4)
     inputs.write(path, inputs.table(9_500, seed=1))
     assert batch("--input", path, output=output) == 0
     assert json.loads(Path(f"{output}.json").read_text())["reused"] == 0
 
     output.unlink()
-    assert killed(released, path, output, 4) == -signal.SIGKILL
+    stopped(path, output, 4)
     other = artifacts.table_model(tmp_path / "other", max_rows=7)
     changed = artifacts.estimator("regression")  # another artifact under the same name
     artifacts.write(other, artifacts.onnx_bytes(changed, "regression"), model="tumor", task="regression")
@@ -440,6 +457,7 @@ def test_json_prints_the_manifest(released: Workspace, tmp_path: Path, capsys: p
     assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "o.csv.json").read_text())
 
 
+@pytest.mark.slow
 def test_it_does_not_import_mlflow(released: Workspace, tmp_path: Path) -> None:
     path = inputs.write(tmp_path / "in.parquet", inputs.table(30))
     code = "import sys; from ci import cli; c = cli.main(sys.argv[1:]); sys.exit(c or 9 * ('mlflow' in sys.modules))"
