@@ -153,7 +153,7 @@ def _origin(workspace: Workspace, local: bool) -> str | None:
         return None
     if not local:
         raise Mistake(
-            f"gitops/argocd.yaml: repository: {settings.repository} is a folder of this machine, which the cluster cannot read",
+            f"gitops/argocd.yaml: repository: {settings.repository} is a folder here, which the cluster cannot read",
             tip="set it to the address of your repository, then `wharf render`, commit and push",
         )
     return str(workspace.state / "origin.git")

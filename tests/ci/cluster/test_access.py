@@ -8,7 +8,7 @@ import pytest
 
 from ci.cluster import access
 from ci.cluster.access import Access
-from ci.errors import Unavailable
+from ci.errors import Mistake, Unavailable
 from ci.local import platform
 from ci.workspace import Workspace
 
@@ -27,12 +27,14 @@ def test_what_was_saved_is_loaded_and_forgotten(tmp_path: Path) -> None:
 
 
 def test_without_a_cluster_the_next_step_is_named(tmp_path: Path) -> None:
-    with pytest.raises(Unavailable, match="runs on no cluster") as error:
+    with pytest.raises(Unavailable, match="has no cluster") as error:
         access.require(Workspace(tmp_path))
     assert error.value.tip == "bring one up with `make cluster`"
 
 
 @pytest.mark.parametrize("entry", [{"provider": "node"}, {"kubeconfig": "x", "extra": 1}])
-def test_an_entry_of_another_release_is_no_cluster(tmp_path: Path, entry: dict[str, object]) -> None:
+def test_a_broken_entry_is_refused_in_one_line(tmp_path: Path, entry: dict[str, object]) -> None:
     platform.record(Workspace(tmp_path), "cluster", entry)
-    assert access.load(Workspace(tmp_path)) is None
+    with pytest.raises(Mistake, match=r"^\.wharf/platform\.json: cluster: must be a mapping of") as error:
+        access.load(Workspace(tmp_path))
+    assert error.value.tip == "`make cluster` writes it anew"
