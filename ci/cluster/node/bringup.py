@@ -28,7 +28,10 @@ _READY_S = 120.0
 _SUPERVISOR_S = 15.0
 _CHECK_S = 60.0
 _CHECK_POD = "wharf-check"
-_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+PROGRAMS = (
+    *("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl", "pause"),
+)
+ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 RBAC: list[dict[str, Any]] = [
     {
@@ -86,7 +89,7 @@ def owner(layout: Layout) -> Path | None:
         return None
 
 
-def bring_up(layout: Layout, workspace: Workspace, programs: dict[str, Path]) -> Addresses:
+def bring_up(layout: Layout, programs: dict[str, Path]) -> Addresses:
     """Bring up what is missing of the node and return its addresses.
 
     Raises Unavailable with the reason when a part does not become ready in time.
@@ -95,7 +98,6 @@ def bring_up(layout: Layout, workspace: Workspace, programs: dict[str, Path]) ->
         folder.mkdir(parents=True, exist_ok=True)
     for folder in (layout.state, layout.run):
         folder.chmod(0o711)  # pods run as other users and mount folders below
-    claim(layout, workspace)
     with step("network of the node") as shown:
         network.remember(layout)
         addresses = ranges.load_or_choose(layout.state / "addresses.json")
@@ -103,7 +105,7 @@ def bring_up(layout: Layout, workspace: Workspace, programs: dict[str, Path]) ->
     with step("certificates and configuration") as shown:
         made = certificates.ensure(layout.certificates, addresses)
         shown.note = f"{len(made)} new certificates" if made else "certificates are valid"
-        architecture = _ARCHITECTURES[machine.machine()]
+        architecture = ARCHITECTURES[machine.machine()]
         *_, manifest = registry.image(programs["pause"].read_bytes(), architecture)
         pause = registry.reference(manifest)
         configuration.write(layout, addresses, sandbox_image=pause, snapshotter=snapshotter(layout.state))

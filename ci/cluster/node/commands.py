@@ -182,6 +182,7 @@ def _controller_manager(layout: Layout, addresses: Addresses, program: Path) -> 
             *(f"--service-account-private-key-file={tokens}", f"--root-ca-file={_authority(layout)}"),
             *("--use-service-account-credentials=true", f"--cluster-cidr={addresses.pods}"),
             *("--allocate-node-cidrs=false", f"--service-cluster-ip-range={addresses.services}"),
+            f"--flex-volume-plugin-dir={layout.kubelet / 'volume-plugins'}",
             *("--terminated-pod-gc-threshold=200", "--kube-api-qps=100", "--kube-api-burst=200"),
         ),
         _environment(),

@@ -166,12 +166,15 @@ def restore(before: Before) -> list[str]:
 
 
 def forget_folders(before: Before) -> list[str]:
-    """Remove the folders that were not there before and hold nothing any more; return them."""
+    """Remove the folders that were not there before and hold nothing but sockets any more; return them."""
     gone: list[str] = []
     for name in FOLDERS:
         if name in before.folders or not Path(name).is_dir():
             continue
-        for folder, _, _ in os.walk(name, topdown=False):
+        for folder, _, files in os.walk(name, topdown=False):
+            for file in (Path(folder, file) for file in files):
+                if file.is_socket():
+                    file.unlink()
             if not any(Path(folder).iterdir()):
                 Path(folder).rmdir()
         if not Path(name).exists():
