@@ -26,36 +26,27 @@ class Access:
 
 
 def load(workspace: Workspace) -> Access | None:
-    """Return the cluster of this workspace, None on the local target; raises Mistake for a record that is broken."""
+    """Return the cluster of this workspace, None on the local target.
+
+    A record that this release did not write is none: `make cluster` then writes it anew.
+    """
     try:
         known = json.loads((workspace.state / "platform.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    raw = known.get(_PART) if isinstance(known, dict) else None
-    return None if raw is None else _parse(raw)
-
-
-def _parse(raw: Any) -> Access:
-    names = [field.name for field in fields(Access)]
-    if not isinstance(raw, dict) or sorted(raw) != sorted(names):
-        raise _broken(f"must be a mapping of {', '.join(names)}")
-    known: dict[str, Any] = dict(raw)
-    for name, value in known.items():
-        if not isinstance(value, str) and not (name == "origin" and value is None):
-            raise _broken(f"{name}: must be text, not {value!r}")
-    known["kubeconfig"] = Path(known["kubeconfig"])
-    return Access(**known)
-
-
-def _broken(why: str) -> Mistake:
-    return Mistake(f".wharf/platform.json: {_PART}: {why}", tip="`make cluster` writes it anew")
+    raw: Any = known.get(_PART) if isinstance(known, dict) else None
+    if not isinstance(raw, dict) or set(raw) != {field.name for field in fields(Access)}:
+        return None
+    facts: dict[str, Any] = dict(raw)
+    facts["kubeconfig"] = Path(str(facts["kubeconfig"]))
+    return Access(**facts)
 
 
 def require(workspace: Workspace) -> Access:
     """Return the cluster of this workspace; raises Unavailable where there is none."""
     found = load(workspace)
     if found is None:
-        raise Unavailable("this checkout has no cluster", tip="bring one up with `make cluster`")
+        raise Unavailable("this checkout runs on no cluster", tip="bring one up with `make cluster`")
     return found
 
 

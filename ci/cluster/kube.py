@@ -7,6 +7,7 @@ client's key behind in a temporary file, where `wharf status` is to answer at on
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -64,6 +65,16 @@ class Kube:
             trust_env=False,  # a company's proxy does not know the way to a cluster on this machine
         )
         self._kinds: dict[str, dict[str, tuple[str, bool]]] = {}
+
+    def close(self) -> None:
+        """Close the connections; a command that ends does it by itself."""
+        self._client.close()
+
+    def __enter__(self) -> Kube:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     # -- objects -------------------------------------------------------------------------------------------------------
 
@@ -212,7 +223,6 @@ class Kube:
                     message = socket.receive_bytes(timeout=timeout_s)
                     said[message[0]] = said.get(message[0], b"") + message[1:]
         except httpx_ws.WebSocketUpgradeError as error:
-            error.response.read()
             raise self._fault(error.response, _what("v1/Pod", pod, namespace)) from None
         except (httpx_ws.WebSocketDisconnect, httpx_ws.WebSocketNetworkError, httpx.TransportError) as error:
             raise self._unreachable(error) from None
@@ -268,7 +278,12 @@ class Kube:
         """Return the plural of a kind and whether it lives in namespaces; raises Rejected (NotFound) when unknown."""
         base, word = _base(kind), kind.rpartition("/")[2]
         if word not in self._kinds.get(base, {}):
-            listed = self._call("GET", base, what=f"the API {base}").json()["resources"]
+            try:
+                listed = self._call("GET", base, what=f"the API {base}").json()["resources"]
+            except Rejected as error:
+                if error.status != 404:
+                    raise
+                listed = []
             self._kinds[base] = {
                 each["kind"]: (each["name"], each["namespaced"]) for each in listed if "/" not in each["name"]
             }
@@ -325,12 +340,15 @@ class Kube:
         )
 
     def _fault(self, response: httpx.Response, what: str) -> Unavailable | Rejected:
-        try:
-            said: Any = response.json()
-        except ValueError:
-            said = None
+        import httpx
+
+        said: Any = None
+        text = response.reason_phrase
+        with contextlib.suppress(ValueError, httpx.StreamError):  # of a refused exec only the code is left
+            text = response.text.strip() or text
+            said = response.json()
         status: Json = said if isinstance(said, dict) else {}
-        why = " ".join(str(status.get("message") or response.text.strip() or response.reason_phrase).split())
+        why = " ".join(str(status.get("message") or text).split())
         if response.status_code in _AGAIN:
             return Unavailable(f"{what}: the API server cannot serve now: {why}")
         tip = "the credentials in the kubeconfig are not accepted" if response.status_code == 401 else ""
