@@ -261,8 +261,11 @@ def _without_plugin_copy(pod: Object) -> None:
 def _use_own_image(container: Object, images: Mapping[str, str]) -> None:
     is_redis = container["name"] == "redis"
     container["image"] = images["redis" if is_redis else "argocd"]
-    if is_redis and "command" not in container:
-        container["command"] = ["redis-server"]  # upstream's image has an entry point that adds it
+    if is_redis:
+        container.setdefault("command", ["redis-server"])  # upstream's image has an entry point that adds it
+    else:
+        # No project here asks for signed commits, and the keyring needs gpg, which our image does without.
+        container.setdefault("env", []).append({"name": "ARGOCD_GPG_ENABLED", "value": "false"})
 
 
 def _mount_origin(pod: Object, origin: Origin) -> None:
