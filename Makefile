@@ -39,6 +39,10 @@ cluster-down: ## remove the cluster and all that it made
 test: .venv/ready-dev ## run all tests that need no root and no cluster
 	@.venv/bin/pytest tests/e2e tests -n 2 --dist loadfile --no-loadscope-reorder -m 'not cluster'
 
+# One process: the tests share one cluster, on which they are a story. CLONE=FOLDER keeps it for the next run.
+test-cluster: .venv/ready-dev ## run the tests on a real cluster: as root on Debian, or with kind
+	@.venv/bin/pytest tests/cluster -m cluster $(if $(CLONE),--clone $(CLONE))
+
 check: .venv/ready-dev ## format, lint and types
 	@.venv/bin/ruff format --check --quiet . && .venv/bin/ruff check --quiet . && .venv/bin/pyright --level error
 

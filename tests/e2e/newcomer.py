@@ -25,7 +25,7 @@ class User:
             "PYTHONPATH": str(clone),
         }
 
-    def wharf(self, *words: str, code: int = 0) -> str:
+    def wharf(self, *words: str, code: int = 0, seconds: float = 600) -> str:
         """Run a command, check its exit code, return its standard output."""
         done = subprocess.run(
             [sys.executable, "-m", "ci.cli", *words],
@@ -34,7 +34,7 @@ class User:
             capture_output=True,
             text=True,
             stdin=subprocess.DEVNULL,
-            timeout=600,
+            timeout=seconds,
             check=False,
         )
         assert done.returncode == code, f"wharf {' '.join(words)}: {done.returncode}\n{done.stdout}\n{done.stderr}"
