@@ -19,23 +19,18 @@ SERVING = ("bentoml", "httptools", "numpy", "orjson", "uvicorn", "uvloop")
 BY_FORMAT = {"onnx": ("onnxruntime",), "skops": ("scikit-learn", "skops"), "npz": ()}
 
 
-def export(lock: Path, names: Iterable[str], python: str) -> str:
+def export(lock: Path, names: Iterable[str], python: str, groups: Iterable[str] = ()) -> str:
     """Return pinned requirements, with the sha256 of every file, for `names` and all they need.
 
-    `names` must be dependencies of the project itself; `python` ("3.11") and Linux decide the markers, whatever runs
-    this. Raises Mistake when the lock cannot be read or lacks a name.
+    `names` must be dependencies of the project itself or of its dependency groups `groups`; `python` ("3.11") and Linux
+    decide the markers, whatever runs this. Raises Mistake when the lock cannot be read or lacks a name.
     """
-    try:
-        packages: list[dict[str, Any]] = tomllib.loads(lock.read_text(encoding="utf-8"))["package"]
-    except (OSError, tomllib.TOMLDecodeError, KeyError) as error:
-        raise Mistake(f"{lock.name}: cannot be read: {error}", tip="restore it with `git checkout uv.lock`") from None
+    packages = _packages(lock)
     by_name: dict[str, list[dict[str, Any]]] = {}
     for package in packages:
         by_name.setdefault(package["name"], []).append(package)
-    project = next((p for p in packages if {"editable", "virtual"} & p["source"].keys()), None)
-    if project is None:
-        raise Mistake(f"{lock.name}: does not hold the project itself", tip="write it again with `uv lock`")
-    own = {name: [d for d in project["dependencies"] if d["name"] == name] for name in sorted(set(names))}
+    declared = _declared(packages, lock, groups)
+    own = {name: [d for d in declared if d["name"] == name] for name in sorted(set(names))}
     for name, found in own.items():
         if not found:
             raise Mistake(f"{lock.name}: '{name}' is not a dependency of the project", tip="add it to pyproject.toml")
@@ -55,6 +50,38 @@ def export(lock: Path, names: Iterable[str], python: str) -> str:
         for extra in extras:
             waiting.extend(package.get("optional-dependencies", {}).get(extra, ()))
     return "".join(_line(chosen[name]) for name in sorted(chosen))
+
+
+def direct(lock: Path) -> list[str]:
+    """Return the names of the project's own dependencies; raises Mistake when the lock cannot be read."""
+    return sorted({str(each["name"]) for each in _project(_packages(lock), lock)["dependencies"]})
+
+
+def group(lock: Path, name: str) -> list[str] | None:
+    """Return the names in one of the project's dependency groups, None when it has no such group."""
+    groups: dict[str, list[dict[str, Any]]] = _project(_packages(lock), lock).get("dev-dependencies", {})
+    return sorted({str(each["name"]) for each in groups[name]}) if name in groups else None
+
+
+def _packages(lock: Path) -> list[dict[str, Any]]:
+    try:
+        return tomllib.loads(lock.read_text(encoding="utf-8"))["package"]
+    except (OSError, tomllib.TOMLDecodeError, KeyError) as error:
+        raise Mistake(f"{lock.name}: cannot be read: {error}", tip="restore it with `git checkout uv.lock`") from None
+
+
+def _project(packages: list[dict[str, Any]], lock: Path) -> dict[str, Any]:
+    project = next((p for p in packages if {"editable", "virtual"} & p["source"].keys()), None)
+    if project is None:
+        raise Mistake(f"{lock.name}: does not hold the project itself", tip="write it again with `uv lock`")
+    return project
+
+
+def _declared(packages: list[dict[str, Any]], lock: Path, groups: Iterable[str]) -> list[dict[str, Any]]:
+    """Return what the project itself asks for, that of its dependency groups `groups` included."""
+    project = _project(packages, lock)
+    known: dict[str, list[dict[str, Any]]] = project.get("dev-dependencies", {})
+    return [*project["dependencies"], *(each for name in groups for each in known.get(name, ()))]
 
 
 def _environment(python: str) -> dict[str, str]:
