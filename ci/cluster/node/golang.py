@@ -90,8 +90,20 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part or 0) for part in found.groups()) if found else (99,)  # a development version
 
 
-def build(go: Go, module: Path, arguments: Sequence[str], temporary: Path, name: str) -> int:
-    """Run `go build` with `arguments` in the folder `module`, and return how many packages were compiled.
+@dataclass
+class Progress:
+    """What a build has done so far."""
+
+    downloaded: int = 0  # modules
+    compiled: int = 0  # packages
+
+    def __str__(self) -> str:
+        parts = [f"{self.downloaded:,} modules downloaded"] if self.downloaded else []
+        return ", ".join([*parts, f"{self.compiled:,} packages compiled"] if self.compiled else parts) or "all cached"
+
+
+def build(go: Go, module: Path, arguments: Sequence[str], temporary: Path, name: str) -> Progress:
+    """Run `go build` with `arguments` in the folder `module`, and return what it had to do.
 
     Where there is no terminal on which the seconds tick, a line is shown every half minute. Raises Refusal when a
     download is not what go.sum says, Unavailable with the last lines of Go's output when anything else fails.
@@ -108,8 +120,8 @@ def build(go: Go, module: Path, arguments: Sequence[str], temporary: Path, name:
         errors="replace",
         process_group=0,  # Go does not end its compilers when it is told to end: the group is
     )
-    compiled, rest = [0], deque[str](maxlen=200)
-    reader = threading.Thread(target=_read, args=(process, compiled, rest), daemon=True)
+    progress, rest = Progress(), deque[str](maxlen=200)
+    reader = threading.Thread(target=_read, args=(process, progress, rest), daemon=True)
     reader.start()
     begun = time.monotonic()
     try:
@@ -119,34 +131,37 @@ def build(go: Go, module: Path, arguments: Sequence[str], temporary: Path, name:
                 break
             except subprocess.TimeoutExpired:
                 if not sys.stderr.isatty():
-                    say(f"    … {name}: {compiled[0]:,} packages compiled in {time.monotonic() - begun:.0f}s")
+                    say(f"    … {name}: {time.monotonic() - begun:.0f}s, {progress}")
     finally:
         _end(process)
         reader.join(timeout=10)
     if code != 0:
         raise _failure(name, list(rest))
-    return compiled[0]
+    return progress
 
 
-def _read(process: subprocess.Popen[str], compiled: list[int], rest: deque[str]) -> None:
+def _read(process: subprocess.Popen[str], progress: Progress, rest: deque[str]) -> None:
     assert process.stdout is not None
     with process.stdout as stream:
         for line in stream:
             if _PACKAGE.fullmatch(line.strip()):
-                compiled[0] += 1
-            elif line.strip() and not line.startswith("go: downloading"):
+                progress.compiled += 1
+            elif line.startswith("go: downloading "):
+                progress.downloaded += 1
+            elif line.strip():
                 rest.append(line.rstrip())
 
 
 def _end(process: subprocess.Popen[str]) -> None:
+    """End Go and its compilers if they still run: asked first, so that Go removes its temporary files."""
     if process.poll() is not None:
         return
-    for number in (signal.SIGINT, signal.SIGKILL):
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=5)
-            return
+    os.killpg(process.pid, signal.SIGINT)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=5)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _failure(name: str, output: list[str]) -> WharfError:

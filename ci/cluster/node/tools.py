@@ -181,14 +181,16 @@ def _make(tool: Tool, go: golang.Go, entry: Path) -> None:
     label = tool.name if len(tool.programs) == 1 else f"{tool.name} ({len(tool.programs)} programs)"
     version = _version(tool)
     begun = time.monotonic()
+    for left in entry.parent.glob(f".{tool.name}-*"):  # of a build that was killed: this one has the lock
+        shutil.rmtree(left, ignore_errors=True)
     with (
         step(f"build {label} {version}".rstrip() + f", {estimate([tool], _cores()).partition(',')[0]}") as shown,
         tempfile.TemporaryDirectory(dir=entry.parent, prefix=f".{tool.name}-", ignore_cleanup_errors=True) as scratch,
     ):
         made = Path(scratch) / "entry"
         (made / "bin").mkdir(parents=True)
-        compiled = golang.build(go, PINS / tool.name, _arguments(tool, made / "bin"), Path(scratch) / "go", tool.name)
-        shown.note = f"{compiled:,} packages compiled"
+        arguments = _arguments(tool, made / "bin")
+        shown.note = str(golang.build(go, PINS / tool.name, arguments, Path(scratch) / "go", tool.name))
         for program in tool.programs:
             (made / "bin" / program).chmod(0o755)
         if tool.manifest:
