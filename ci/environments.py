@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from string import Formatter
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
 from ci.errors import Mistake, did_you_mean
+from models.job_settings import Toleration
 from models.spec import SpecError, Strict, read
 
 FOLDER = "gitops/environments"
@@ -42,21 +43,6 @@ class Disruption(Strict):
     def _possible(self) -> Disruption:
         if (self.min_available is None) == (self.max_unavailable is None):
             raise ValueError("give either 'min_available' or 'max_unavailable'")
-        return self
-
-
-class Toleration(Strict):
-    """One toleration of the pods, in the words of Kubernetes."""
-
-    key: Annotated[str, Field(min_length=1)]
-    operator: Literal["Equal", "Exists"] = "Exists"
-    value: str | None = None
-    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
-
-    @model_validator(mode="after")
-    def _possible(self) -> Toleration:
-        if (self.operator == "Equal") != (self.value is not None):
-            raise ValueError("'value' goes with operator Equal, and only with it")
         return self
 
 

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PlainValidator, model_validator
 
+from models.job_settings import Jobs
 from models.strict_yaml import SpecError as SpecError
 from models.strict_yaml import Strict as Strict
 from models.strict_yaml import StrictLoader as StrictLoader
@@ -291,6 +292,7 @@ class ModelSpec(Strict):
     training: Training = Training()
     gate: Gate
     resources: Resources = Resources()
+    jobs: Jobs = Jobs()
     retraining: Retraining = Retraining()
     drift: Drift = Drift()
     serving: Serving = Serving()
