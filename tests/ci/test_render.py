@@ -136,7 +136,7 @@ def test_the_pod_is_restricted(release: Release, spec: ModelSpec, dev: Environme
         "predictions": dev.prediction_log,
     }
     assert container["resources"] == {
-        "requests": {"cpu": "250m", "memory": "768Mi", "ephemeral-storage": "832Mi"},
+        "requests": {"cpu": "100m", "memory": "768Mi", "ephemeral-storage": "832Mi"},
         "limits": {"cpu": "1000m", "memory": "768Mi", "ephemeral-storage": "832Mi"},
     }
 
@@ -174,7 +174,7 @@ def test_gpu_brings_resources_and_toleration(release: Release, spec: ModelSpec, 
 
 def test_cpu_limit_is_a_multiple_of_the_request(release: Release, spec: ModelSpec, dev: Environment) -> None:
     deployment = objects(release, other(spec, cpu="3"), dev)["deployment.yaml"]
-    assert deployment["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"] == "12000m"
+    assert deployment["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"] == "30000m"
 
 
 def test_settings_of_the_environment_arrive(release: Release, spec: ModelSpec) -> None:
