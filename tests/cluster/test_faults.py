@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import pytest
@@ -30,9 +31,13 @@ def rendered(environment: str, name: str = "deployment.yaml") -> str:
     return f"gitops/rendered/{environment}/tumor/{name}"
 
 
-def with_container(cluster: Cluster, environment: str, change: Callable[[dict[str, Any]], None]) -> str:
-    """Return the rendered Deployment of `environment` with its container changed."""
+def broken_deployment(cluster: Cluster, environment: str, change: Callable[[dict[str, Any]], None]) -> str:
+    """Return the rendered Deployment of `environment` with its container changed.
+
+    Kubernetes calls a rollout failed after four minutes; here after twenty seconds, so that the test need not wait.
+    """
     manifest = yaml.safe_load(cluster.read(rendered(environment)))
+    manifest["spec"]["progressDeadlineSeconds"] = 20
     change(manifest["spec"]["template"]["spec"]["containers"][0])
     return yaml.safe_dump(manifest, sort_keys=False)
 
@@ -94,6 +99,12 @@ def _flipped_byte(container: dict[str, Any]) -> None:
             variable["value"] = ("0" if first != "0" else "1") + variable["value"][1:]
 
 
+def _says(cluster: Cluster, environment: str, word: str, health: str = "") -> bool:
+    """Tell whether `wharf status` is not content with tumor and names `word`."""
+    row = cluster.row(environment)
+    return word in row.get("message", "") and row["health"] != "Healthy" and health in row["health"]
+
+
 def test_broken_versions_leave_the_old_one_serving(tumor: Cluster) -> None:
     """One kind of broken version in each environment, at once: each says why, and none costs a request."""
     broken = {
@@ -106,23 +117,25 @@ def test_broken_versions_leave_the_old_one_serving(tumor: Cluster) -> None:
     paths = [rendered(environment) for environment in broken]
     with ExitStack() as stack:
         loads = {environment: stack.enter_context(tumor.traffic(environment)) for environment in broken}
-        changes = {rendered(name): with_container(tumor, name, change) for name, (change, _, _) in broken.items()}
+        changes = {rendered(name): broken_deployment(tumor, name, change) for name, (change, _, _) in broken.items()}
         tumor.bypass("Versions that do not start", changes)
         begun = time.monotonic()
         for environment, (change, version, word) in broken.items():
-
-            def said() -> dict[str, Any] | None:
-                row = tumor.row(environment)  # noqa: B023 - used before the next turn
-                return row if row.get("health") == "Degraded" and word in row.get("message", "") else None  # noqa: B023
-
-            tumor.wait(f"{environment}: Degraded, with {word!r}", said, 120, 1.0)
-            took = time.monotonic() - begun
-            tumor.record(f"broken version{change.__name__.replace('_', ' ')}: until status says why", took)
-            ready = {pod["metadata"]["name"] for pod in tumor.ready_pods(environment)}
-            assert serving[environment] <= ready, f"{environment}: pods of the old version went away"
+            what = f"broken version,{change.__name__.replace('_', ' ')}"
+            tumor.wait(f"{environment}: a reason with {word!r}", partial(_says, tumor, environment, word), 90, 0.5)
+            tumor.record(f"{what}: until status says why", time.monotonic() - begun)
+            tumor.wait(
+                f"{environment}: Degraded, with {word!r}",
+                partial(_says, tumor, environment, word, "Degraded"),
+                120,
+                1.0,
+            )
+            tumor.record(f"{what}: until status says Degraded", time.monotonic() - begun)
             counts = loads[environment].counts()
             counts.require_no_loss()
             assert counts.versions == {str(version): counts.ok}
+            ready = {pod["metadata"]["name"] for pod in tumor.ready_pods(environment)}
+            assert serving[environment] <= ready, f"{environment}: pods of the old version went away"
         tumor.restore(good, paths, "Take back the versions that do not start")
         for environment, (_, version, _) in broken.items():
             tumor.wait_live(environment, version)
