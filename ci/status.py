@@ -1,6 +1,7 @@
-"""`wharf status`: what runs where, as the agent last reported it.
+"""`wharf status`: what runs where. On the local target as the agent last reported it, on a cluster as Argo CD and the
+pods say it now.
 
-Reads one small file; asks neither the services nor MLflow.
+Reads one small file, or asks the API server a handful of times; asks neither the services nor MLflow.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ci.cluster import access
 from ci.console import paint, say, table
 from ci.errors import WharfError
 from ci.local import processes
@@ -29,14 +31,14 @@ class Application:
     model: str
     environment: str
     target: str  # local, cluster or aws
-    version: int | None  # what answers, or what is coming up where nothing answered yet
+    version: int | None  # what answers; on the local target what is coming up where nothing answered yet
     sync: str  # Synced: git's version runs; OutOfSync: another one; Unknown: nobody can tell
-    health: str  # Healthy, Progressing, Degraded or Missing
+    health: str  # Healthy, Progressing, Degraded or Missing (on a cluster also Argo CD's Suspended and Unknown)
     url: str  # POST url + "/predict" is answered
     message: str = ""  # why it is not Synced and Healthy
     desired: int | None = None  # the version that git wants
     pid: int | None = None
-    restarts: int = 0  # since the agent started
+    restarts: int = 0  # since the agent started; on a cluster those of the pods that are there
     since: float = 0.0  # seconds since 1970: when sync, health, message or process changed last
 
     @property
@@ -50,25 +52,46 @@ def report_file(workspace: Workspace) -> Path:
 
 
 def applications(workspace: Workspace) -> list[Application]:
-    """Return every application by model and order of promotion; an empty list when the target was never started."""
-    report = _report(workspace)
-    if report is None:
-        return []
-    found = [_application(entry) for entry in report["applications"]]
-    if fault := _agent_fault(workspace, report):
-        found = [_unknown(application, fault) for application in found]
+    """Return every application by model and order of promotion; an empty list when the target was never started.
+
+    On a cluster they have pods, too (`ci.cluster.argocd.ClusterApplication`), and it raises Unavailable when the API
+    server does not answer.
+    """
+    if access.load(workspace):
+        from ci.cluster import argocd
+
+        found = argocd.applications(workspace)
+    else:
+        found = _reported(workspace)
     order = _order(workspace)
     return sorted(found, key=lambda a: (a.model, order.get(a.environment, len(order)), a.environment))
 
 
+def _reported(workspace: Workspace) -> list[Application]:
+    report = _report(workspace)
+    if report is None:
+        return []
+    found = [_application(entry) for entry in report["applications"]]
+    fault = _agent_fault(workspace, report)
+    return [_unknown(application, fault) for application in found] if fault else found
+
+
 def agent_fault(workspace: Workspace) -> str:
-    """Say why the report cannot be relied on: the agent does not run or hangs; empty when it is fine."""
+    """Say why what is shown cannot be relied on: the agent, or Argo CD, does not run; empty when it is fine."""
+    if access.load(workspace):
+        from ci.cluster import argocd
+
+        return argocd.fault(workspace)
     report = _report(workspace)
     return "the agent was never started" if report is None else _agent_fault(workspace, report)
 
 
 def revision(workspace: Workspace) -> str:
-    """Return the commit of the origin's main that the agent works on, empty when it has none yet."""
+    """Return the commit of the origin's main that the agent, or Argo CD, works on; empty when it has none yet."""
+    if access.load(workspace):
+        from ci.cluster import argocd
+
+        return argocd.revision(workspace)
     report = _report(workspace)
     return str(report["revision"]) if report else ""
 
@@ -150,12 +173,18 @@ def main(workspace: Workspace, options: argparse.Namespace) -> int:
         print(json.dumps([asdict(application) for application in found], indent=2))
     elif found:
         print(as_table(found))
+        if access.load(workspace):
+            from ci.cluster import night
+
+            night.show(found, options.model is not None)
     if not found:
-        fault = agent_fault(workspace)
-        what = (
-            "nothing runs" if fault else "no such application runs" if options.model or options.env else "nothing runs"
-        )
-        say(f"{what}: {fault}" if fault else f"{what}: release something with `wharf ship MODEL`")
-        if fault == "the agent was never started":
-            say(f"{paint('TIP', 'yellow')}    start the local platform with `make up`")
+        _say_nothing(workspace, filtered=bool(options.model or options.env))
     return 0
+
+
+def _say_nothing(workspace: Workspace, *, filtered: bool) -> None:
+    fault = agent_fault(workspace)
+    what = "nothing runs" if fault or not filtered else "no such application runs"
+    say(f"{what}: {fault}" if fault else f"{what}: release something with `wharf ship MODEL`")
+    if fault == "the agent was never started":
+        say(f"{paint('TIP', 'yellow')}    start the local platform with `make up`")
