@@ -68,9 +68,7 @@ class Kind:
                 f"{Path(error.command[0]).name}: {said[-1] if said else f'ended with code {error.code}'}",
                 tip="run the command again: what is there already is kept",
             ) from None
-        found = Access(self.name, kubeconfig, f"kind-{CLUSTER}", REGISTRY, f"127.0.0.1:{REGISTRY_PORT}", _ORIGIN)
-        _announce_registry(found)
-        return found
+        return Access(self.name, kubeconfig, f"kind-{CLUSTER}", REGISTRY, f"127.0.0.1:{REGISTRY_PORT}", _ORIGIN)
 
     def down(self, workspace: Workspace) -> list[str]:
         with_engine = engine()
@@ -198,20 +196,3 @@ def _connect_registry(with_engine: str) -> None:
             stdin=hosts_toml(),
             timeout=60,
         )
-
-
-def _announce_registry(found: Access) -> None:
-    """Declare the registry as KEP-1755 has it, so that other tools find it too."""
-    from ci.cluster import kube
-
-    host = {"host": f"localhost:{REGISTRY_PORT}", "help": "https://kind.sigs.k8s.io/docs/user/local-registry/"}
-    kube.connect(found).apply(
-        [
-            {
-                "apiVersion": "v1",
-                "kind": "ConfigMap",
-                "metadata": {"name": "local-registry-hosting", "namespace": "kube-public"},
-                "data": {"localRegistryHosting.v1": yaml.safe_dump(host)},
-            }
-        ]
-    )

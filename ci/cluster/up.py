@@ -35,6 +35,8 @@ def start(workspace: Workspace, provider: Provider) -> str:
     found = provider.up(workspace)
     # From here on the other commands look at the cluster, also when the platform is not whole yet.
     access.save(workspace, found)
+    if found.push != found.registry:
+        _declare_registry(found)
     platform.apply(workspace, found, _images(workspace, found))
     url = _reach_mlflow(workspace, found)
     local_platform.record(workspace, "mlflow", {"url": url})
@@ -57,6 +59,22 @@ def require_no_local(workspace: Workspace) -> None:
             "the local target runs in this checkout, and a checkout has one target at a time",
             tip="`make down` first, or use another clone",
         )
+
+
+def _declare_registry(found: Access) -> None:
+    """Declare the local registry as KEP-1755 has it, so that other tools find it, and the provider `existing` too."""
+    from ci.cluster import kube
+
+    kube.connect(found).apply(
+        [
+            {
+                "apiVersion": "v1",
+                "kind": "ConfigMap",
+                "metadata": {"name": "local-registry-hosting", "namespace": "kube-public"},
+                "data": {"localRegistryHosting.v1": f"host: {found.push}\n"},
+            }
+        ]
+    )
 
 
 def _images(workspace: Workspace, found: Access) -> Images:
