@@ -161,7 +161,7 @@ def start_supervisor(layout: Layout) -> str:
         state=layout.state,
         role="supervisor",
         log=log,
-        env=dict(os.environ),
+        env={name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ},
         cwd=Path(__file__).parents[3],
     )
     processes.wait_until(lambda: supervisor_mark(layout) == begun or not processes.alive(begun), _SUPERVISOR_S)

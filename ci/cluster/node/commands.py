@@ -165,7 +165,7 @@ def _apiserver(layout: Layout, addresses: Addresses, program: Path) -> Part:
         ),
         after=("etcd",),
         probe=_api_probe(layout, addresses.node, API_PORT, "/readyz"),
-        grace_s=20.0,
+        grace_s=5.0,  # it would wait a minute for requests that watch; what it acknowledged is in etcd
     )
 
 

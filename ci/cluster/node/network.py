@@ -9,7 +9,7 @@ import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ci.cluster.node import firewall
+from ci.cluster.node import counters, firewall
 from ci.cluster.node.addresses import Addresses
 from ci.cluster.node.layout import BRIDGE, Layout
 from ci.errors import Unavailable
@@ -56,11 +56,10 @@ class Before:
 def remember(layout: Layout) -> Before:
     """Write down what the machine is like, once in its life between two starts; return what was written."""
     known = recall(layout)
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    if known and known.boot == boot:
+    if known and known.boot == _boot():
         return known
     now = Before(
-        boot=boot,
+        boot=_boot(),
         sysctls={name: value for name in SYSCTLS if (value := sysctl(name)) is not None},
         modules=[name for name, sign in _MODULES.items() if sign.exists()],
         # After a restart of the machine these may be ours from before it; what was written down at first holds.
@@ -70,6 +69,10 @@ def remember(layout: Layout) -> Before:
     )
     write_atomic(layout.before, json.dumps(asdict(now), indent=1))
     return now
+
+
+def _boot() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def recall(layout: Layout) -> Before | None:
@@ -145,23 +148,29 @@ def _make_bridge(addresses: Addresses) -> bool:
 
 
 def restore(before: Before) -> list[str]:
-    """Remove the bridge and put the kernel's settings back; return it in words. The pods must be gone."""
+    """Remove the bridge, the firewall's rules and address sets, and put the kernel's settings back; return it in words.
+
+    The pods must be gone. A machine that was started anew since has none of it left.
+    """
     done: list[str] = []
+    if before.boot != _boot():
+        return done
     if Path(f"/sys/class/net/{BRIDGE}").exists():
         run(["ip", "link", "delete", BRIDGE])
         done.append(f"bridge {BRIDGE}")
+    done += firewall.clean(before.rules)
+    done += firewall.remove_sets(before.sets)
+    counters.remove()
     changed = [name for name, value in before.sysctls.items() if sysctl(name) not in (value, None)]
-    for name in before.sysctls:  # also those that look unchanged: turning forwarding off changes others
-        if name in changed or sysctl(name) not in (before.sysctls[name], None):
-            _set(name, before.sysctls[name])
+    for name, value in before.sysctls.items():  # each is looked at again: turning forwarding off changes others
+        if sysctl(name) not in (value, None):
+            _set(name, value)
     if changed:
         done.append(f"{len(changed)} kernel settings put back")
     for module in _MODULES:
         if module not in before.modules and shutil.which("modprobe"):
-            try:
+            with contextlib.suppress(CommandFailed):  # somebody else uses it by now
                 run(["modprobe", "--remove", module])
-            except CommandFailed:
-                continue  # somebody else uses it by now
     return done
 
 

@@ -20,6 +20,7 @@ from ci.local import processes
 from ci.workspace import Workspace
 
 _CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21}
+_TOOLS = ("kubernetes", "pause")
 _GROUPS = Path("/sys/fs/cgroup")
 
 
@@ -58,9 +59,8 @@ class Node:
         with self._alone():
             bringup.claim(self.layout, workspace)
             packages.ensure()
-            programs = tools.ensure(bringup.PROGRAMS)
-            paths = {name: programs.path(name) for name in bringup.PROGRAMS}
-            addresses = bringup.bring_up(self.layout, paths)
+            built = tools.ensure(_TOOLS)
+            addresses = bringup.bring_up(self.layout, {name: built.path(name) for name in bringup.PROGRAMS})
             kubeconfig = _kubeconfig(workspace)
             kubeconfig.parent.mkdir(parents=True, exist_ok=True)
             write_private(kubeconfig, self.layout.admin.read_bytes())

@@ -74,14 +74,22 @@ class Supervisor:
     def loop(self) -> None:
         """Work until a signal ends it."""
         while not self.ending:
-            if self.reading:
-                self.reading = False
-                self.read()
-            for one in self.running.values():
-                self.tend(one)
-            self.report()
+            try:
+                self.work()
+            except OSError as error:  # a full disk must not end what keeps everything else alive
+                say(f"{error}")
+                time.sleep(1.0)
             time.sleep(TICK_S)
         self.end_all()
+
+    def work(self) -> None:
+        """Do what is to be done now."""
+        if self.reading:
+            self.reading = False
+            self.read()
+        for one in self.running.values():
+            self.tend(one)
+        self.report()
 
     # -- what is wanted ------------------------------------------------------------------------------------------------
 
@@ -100,10 +108,11 @@ class Supervisor:
             one.part = part
             if one.mark is None:
                 self.adopt(one)
-            if one.mark and one.digest != part.digest():
-                self.end(one, "its command or configuration changed")
-        # In the order of the file, which is the order of starting.
+        # In the order of the file, which is the order of starting; the end comes in reverse.
         self.running = {name: self.running[name] for name in wanted}
+        for one in reversed(self.running.values()):
+            if one.mark and one.digest != one.part.digest():
+                self.end(one, "its command or configuration changed")
 
     def adopt(self, one: Running) -> None:
         """Find the process that an earlier supervisor started for this part, and end any that is not its latest."""

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from ci.cluster.node import bringup, configuration, firewall, network, parts
+from ci.cluster.node import bringup, configuration, network, parts
 from ci.cluster.node.layout import Layout
 from ci.console import step
 from ci.errors import Unavailable
@@ -56,8 +56,6 @@ def take_down(layout: Layout) -> list[str]:
     with step("restore the network"):
         if before := network.recall(layout):
             done += network.restore(before)
-            done += firewall.clean(before.rules)
-            done += firewall.remove_sets(before.sets)
     with step("remove the node's state"):
         _remove_strays(layout)
         if before:
