@@ -137,7 +137,7 @@ def ensure(names: Iterable[str] = ALL) -> Tools:
     wanted = [_tool(name) for name in dict.fromkeys(names)]
     go = golang.find(golang.newest([_required(tool) for tool in wanted]))
     entries = {tool.name: cache() / "tools" / f"{tool.name}-{_key(tool, go)}" for tool in wanted}
-    faults = {tool.name: _fault(entries[tool.name]) for tool in wanted}
+    faults = {tool.name: _fault(tool, entries[tool.name]) for tool in wanted}
     for name, fault in faults.items():
         if fault.startswith(_DAMAGED):
             say(f"  The cached {name} {fault}; it is built anew.")
@@ -146,7 +146,7 @@ def ensure(names: Iterable[str] = ALL) -> Tools:
         say(f"  {_count(missing)} built once from pinned sources: {estimate(missing, _cores())}.")
     for tool in missing:
         with _locked(tool.name):
-            if _fault(entries[tool.name]):
+            if _fault(tool, entries[tool.name]):
                 _make(tool, go, entries[tool.name])
     return Tools(entries, {tool.name: _version(tool) for tool in wanted})
 
@@ -261,13 +261,15 @@ def _facts(path: Path) -> dict[str, Any]:
     return {"sha256": sha256_file(path), "size": path.stat().st_size, "mtime_ns": path.stat().st_mtime_ns}
 
 
-def _fault(entry: Path) -> str:
-    """Say what keeps `entry` from being used; "" when nothing does."""
+def _fault(tool: Tool, entry: Path) -> str:
+    """Say what keeps `entry` from being used for `tool`; "" when nothing does."""
     if not entry.is_dir():
         return "is not built"
     try:
-        files: dict[str, dict[str, Any]] = json.loads((entry / _RECORD).read_text())["files"]
-        return next((f"{_DAMAGED} ({name})" for name, was in files.items() if not _same(entry / name, was)), "")
+        recorded: dict[str, dict[str, Any]] = json.loads((entry / _RECORD).read_text())["files"]
+        wanted = [f"bin/{program}" for program in tool.programs]
+        wanted += [f"manifests/{tool.name}.yaml"] if tool.manifest else []
+        return next((f"{_DAMAGED} ({name})" for name in wanted if not _same(entry / name, recorded[name])), "")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as fault:
         return f"{_DAMAGED} ({_RECORD}: {type(fault).__name__})"
 
