@@ -177,4 +177,6 @@ def _leave_disabled(names: Sequence[str]) -> None:
     try:
         run(["systemctl", "disable", "--quiet", *units])
     except CommandFailed as fault:  # they are installed and do not run: no reason to stop here
-        say(f"  They start with this machine, and systemctl could not change that: {' '.join(units)}: {fault.lines[-1]}")
+        say(
+            f"  They start with this machine, and systemctl could not change that: {' '.join(units)}: {fault.lines[-1]}"
+        )
