@@ -139,11 +139,29 @@ def nodes(kube: Kube) -> Iterable[str]:
 
 
 def argocd_logs(kube: Kube) -> Iterable[str]:
-    """The last lines of Argo CD's parts."""
+    """What Argo CD's parts complained about, and their last lines."""
     for one in kube.list("v1/Pod", _ARGOCD):
         yield f"{one['metadata']['name']}:"
         for container in one["spec"]["containers"]:
-            yield from (f"    {line}" for line in _tail(kube, one, str(container["name"]), 12))
+            said = [readable(line) for line in _tail(kube, one, str(container["name"]), 400)]
+            loud = [line for line in said if not line.startswith("info ")]
+            yield from (f"    {line}" for line in dict.fromkeys([*loud[-8:], *said[-4:]]))
+
+
+def readable(line: str) -> str:
+    """Return level, message and error of a line of structured log; any other line as it is."""
+    try:
+        entry = json.loads(line)
+        words = [
+            entry["level"],
+            entry.get("time", "")[11:19],
+            entry.get("application"),
+            entry["msg"],
+            entry.get("error"),
+        ]
+    except (ValueError, KeyError, TypeError):
+        return line
+    return " ".join(str(word) for word in words if word)
 
 
 def _tail(kube: Kube, pod: Json, container: str, lines: int) -> list[str]:
