@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ci.cluster import refresh
 from ci.cluster.access import Access
 from ci.cluster.kube import Kube
 from ci.git import gitcommit
@@ -163,19 +164,14 @@ class Cluster:
         commit = gitcommit.commit(self.origin, before, changes, f"{message}\n", _SOMEBODY)
         assert commit, f"{message}: changes nothing"
         git(self.origin, "update-ref", "refs/heads/main", commit, before)
-        self.announce(list(changes))
+        said = refresh.after_push(self.workspace, self.origin, before, commit)
+        assert said.startswith("Argo CD was told"), said
         return commit
 
     def restore(self, commit: str, paths: list[str], message: str) -> str:
         """Commit, straight into the bare origin, the `paths` as they were at `commit`."""
         texts = gitcommit.read_all(self.origin, [(commit, path) for path in paths])
         return self.bypass(message, dict(zip(paths, texts, strict=True)))
-
-    def announce(self, paths: list[str]) -> None:
-        """Tell Argo CD that a push changed `paths`."""
-        from ci.cluster import argocd
-
-        argocd.refresh(self.kube, paths)
 
     def begin(self, *words: str, clone: Path | None = None) -> subprocess.Popen[str]:
         """Start a `wharf` command and return at once."""

@@ -20,6 +20,7 @@ import pytest
 
 from ci.cluster import access, kube, provider
 from ci.errors import Unavailable, WharfError
+from ci.images import base
 from ci.workspace import Workspace
 from tests.cluster.cluster import Cluster
 from tests.cluster.dump import dump
@@ -66,12 +67,8 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
             chosen = provider.choose(Workspace(user.clone)).name
         except Unavailable as error:
             pytest.skip(f"no provider of a cluster can run here: {'; '.join(error.lines)}")
-        begun = time.monotonic()
         try:
-            user.wharf("up", "--target", "cluster", "--provider", chosen, "--platform-only", seconds=BRING_UP_S)
-            took = time.monotonic() - begun
-            found = _cluster(user)
-            found.record(f"bring-up ({chosen}), with what the caches lacked", took)
+            found = bring_up(user, chosen)
             request.config.stash[_CLUSTER] = found
             yield found
         finally:
@@ -80,6 +77,22 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     finally:
         if not kept:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def bring_up(user: User, chosen: str) -> Cluster:
+    """Run `wharf up` and return the cluster; prints what the cluster says when it fails."""
+    begun = time.monotonic()
+    try:
+        user.wharf("up", "--target", "cluster", "--provider", chosen, "--platform-only", seconds=BRING_UP_S)
+    except BaseException:
+        if known := access.load(Workspace(user.clone)):
+            print(dump(kube.connect(known), known.provider))
+        raise
+    took = time.monotonic() - begun
+    known = access.require(Workspace(user.clone))
+    found = Cluster(user, known, kube.connect(known), base.ensure(known))
+    found.record(f"bring-up ({chosen}), with what the caches lacked", took)
+    return found
 
 
 def fit_two_cores(user: User) -> None:
@@ -101,13 +114,6 @@ def _replaced(text: str, pattern: str, by: str) -> str:
     changed, count = re.subn(pattern, by, text, flags=re.MULTILINE)
     assert count == 1, f"{pattern} stands {count} times in the settings, not once"
     return changed
-
-
-def _cluster(user: User) -> Cluster:
-    from ci.images import base
-
-    found = access.require(Workspace(user.clone))
-    return Cluster(user, found, kube.connect(found), base.ensure(found))
 
 
 @pytest.fixture(scope="session")
