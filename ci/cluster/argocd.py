@@ -68,7 +68,7 @@ def applications(workspace: Workspace) -> list[Application]:
     kube = client(access)
     with ThreadPoolExecutor(8) as pool:
         asked = pool.submit(wanted, workspace)
-        seen = _explain(pool, kube, _look(pool, kube, access, _namespace(workspace)))
+        seen = _explain(pool, kube, _look(pool, kube, access, namespace_of(workspace)))
         git = asked.result()
     behind = git.behind((key, _revision(app)) for key, app in seen.applications.items())
     return [_judge(seen, git, key, behind) for key in sorted({*seen.applications, *git.folders, *git.versions})]
@@ -78,14 +78,14 @@ def fault(workspace: Workspace) -> str:
     """Say why what Argo CD says cannot be relied on; empty when it is fine."""
     access = cluster_access.require(workspace)
     try:
-        return _controllers_fault(client(access).list("v1/Pod", _namespace(workspace)))[1]
+        return _controllers_fault(client(access).list("v1/Pod", namespace_of(workspace)))[1]
     except WharfError as error:
         return error.lines[0]
 
 
 def revision(workspace: Workspace) -> str:
     """Return the commit of main that the root application has synced, empty when it has none yet."""
-    found = client(cluster_access.require(workspace)).get(APPLICATION, ROOT, _namespace(workspace))
+    found = client(cluster_access.require(workspace)).get(APPLICATION, ROOT, namespace_of(workspace))
     return _revision(found) if found else ""
 
 
@@ -100,7 +100,7 @@ def _client(path: Path, context: str, _written: int) -> Kube:
     return Kube(path, context)
 
 
-def _namespace(workspace: Workspace) -> str:
+def namespace_of(workspace: Workspace) -> str:
     import yaml
 
     # Settings that are being edited must not hide what runs, so the checked reader is not for here.

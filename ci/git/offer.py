@@ -167,7 +167,9 @@ def _push_to_main(root: Path, target: Remote, draft: Draft, commit: str, heads: 
     proposal = f"refs/heads/{draft.branch()}"
     if proposal in heads:  # what was proposed is accepted by this
         moves.append(Push(proposal, None, lease=heads[proposal]))
-    remote.push(root, target, *moves)
+    for line in remote.push(root, target, *moves):
+        if line.startswith("Argo CD was"):  # told, or not told, of this push
+            say(f"  {line}")
 
 
 def _push_branch(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -156,7 +157,7 @@ def push(root: Path, remote: Remote, *moves: Push) -> list[str]:
     done = subprocess.run(command, cwd=root, env={**os.environ, **PLAIN}, capture_output=True, text=True, check=False)
     said = remote_lines(done.stderr)
     if done.returncode == 0:
-        return said
+        return said + _tell_cluster(root, remote, moves)
     outcome = "\n".join(line for line in done.stdout.splitlines() if line.startswith("!"))
     # Overtaken while the other side judged: it names the two commits, in the outcome or in what it said.
     overtaken = r"is at [0-9a-f]+ but expected|incorrect old value|failed to update ref|reference already exists"
@@ -174,6 +175,21 @@ def push(root: Path, remote: Remote, *moves: Push) -> list[str]:
         marked = [line.removeprefix("ERROR  ") for line in said if line.startswith("ERROR  ")]
         raise Refusal([f"{remote.name} refused the push: {why}", *(marked or faults)], tip="; ".join(tips))
     raise _unreachable(remote, CommandFailed(command, done.returncode, done.stderr))
+
+
+def _tell_cluster(root: Path, remote: Remote, moves: Iterable[Push]) -> list[str]:
+    """Tell the Argo CD of this workspace's cluster that main has moved; return what to tell the user.
+
+    The local origin's own hook does that, also for pushes of people. Elsewhere it makes a webhook unnecessary for what
+    the commands push.
+    """
+    commit = next((move.commit for move in moves if move.ref == MAIN), None)
+    if remote.kind == "local" or commit is None:
+        return []
+    from ci.cluster import refresh
+
+    line = refresh.after_push(Workspace(root), root, f"{commit}^", commit)
+    return [line] if line else []
 
 
 def remote_lines(stderr: str) -> list[str]:

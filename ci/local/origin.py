@@ -1,7 +1,8 @@
 """The origin of the local target: the bare repository `.wharf/origin.git` that the agent follows.
 
 It stands where GitHub stands for a team: the user's commits come by `git push`, the machine's by `promote` and
-`rollback`, and a server-side hook runs the validation before main moves (see `ci/local/pre_receive.py`).
+`rollback`, and a server-side hook runs the validation before main moves (see `ci/local/pre_receive.py`). The cluster
+target follows the same origin; there another hook tells Argo CD of a push (see `ci/local/post_receive.py`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from ci.files import write_atomic
 from ci.git import remote
 from ci.git.gitcommit import PLAIN, last_words, require_repository
 from ci.git.remote import LOCAL_NAME, MAIN, Moved, Push, Remote
-from ci.local import pre_receive
+from ci.local import post_receive, pre_receive
 from ci.shell import CommandFailed, git
 from ci.workspace import Workspace
 
@@ -30,6 +31,12 @@ if [ ! -x "$python" ]; then
     exit 1
 fi
 exec "$python" -I hooks/pre_receive.py
+"""
+
+_AFTER = """#!/bin/sh
+# Written by `wharf up`, again at each start: where the target is a cluster, its Argo CD is told of the push.
+grep -q '"cluster"' ../platform.json 2>/dev/null || exit 0
+exec {python} -I hooks/post_receive.py
 """
 
 _SETTINGS = {
@@ -92,6 +99,8 @@ def _write_hook(path: Path) -> None:
     wanted = {
         "pre_receive.py": Path(pre_receive.__file__).read_text(encoding="utf-8"),
         "pre-receive": _HOOK.format(python=shlex.quote(sys.executable)),
+        "post_receive.py": Path(post_receive.__file__).read_text(encoding="utf-8"),
+        "post-receive": _AFTER.format(python=shlex.quote(sys.executable)),
     }
     for name, text in wanted.items():
         hook = hooks / name

@@ -19,6 +19,9 @@ from urllib.parse import parse_qs, urlsplit
 
 import yaml
 
+from ci.cluster import access, argocd
+from ci.workspace import Workspace
+
 Json = dict[str, Any]
 
 # (kind, plural, namespaced) by API
@@ -102,6 +105,8 @@ class KubeDouble:
     @property
     def kubeconfig(self) -> Path:
         path = self._folder / "kubeconfig"
+        if path.exists():  # one that was written again means new connections
+            return path
         config = {
             "apiVersion": "v1",
             "kind": "Config",
@@ -217,6 +222,12 @@ class KubeDouble:
             return _fail(call, 400, "BadRequest", f"container in pod {pod} is waiting to start")
         lines = text.splitlines(keepends=True)
         _send(call, 200, "".join(lines[-int(query.get("tailLines", len(lines))) :]))
+
+
+def close_clients(workspace: Workspace) -> None:
+    """Close what `ci.cluster.argocd` keeps open from one look to the next."""
+    argocd.client(access.require(workspace)).close()
+    argocd._client.cache_clear()
 
 
 def _split(path: str) -> tuple[str, dict[str, str]]:
