@@ -67,7 +67,8 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     before = snapshot()
     try:
         access = node.up(workspace)
-        yield Story(workspace, before, access, kube.connect(access))
+        with kube.connect(access) as connected:
+            yield Story(workspace, before, access, connected)
     finally:
         node.down(workspace)
 
@@ -123,7 +124,7 @@ def test_nobody_gets_in_without_a_certificate(story: Story) -> None:
     assert _answer_to_nobody(f"{server}/api/v1/namespaces") == 401
     assert _answer_to_nobody(f"{server}/readyz") == 401
     assert _answer_to_nobody(f"https://{host}:{KUBELET_PORT}/pods") == 401
-    with pytest.raises(urllib.error.URLError, match=r"(?i)certificate|alert|reset|eof"):
+    with pytest.raises(OSError, match="(?i)certificate"):
         _answer_to_nobody(f"https://127.0.0.1:{ETCD_PORT}/health")
     listening = [c.laddr for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.pid == _etcd()]
     assert {address.ip for address in listening} == {"127.0.0.1"}
