@@ -18,6 +18,7 @@ from ci.cluster import kube as kubernetes
 from ci.cluster import readiness, upstream
 from ci.cluster.access import Access
 from ci.cluster.kube import Kube
+from ci.cluster.node.layout import HERE
 from ci.console import step
 from ci.errors import Mistake, Unavailable
 from ci.rendering import argocd as bootstrap
@@ -31,10 +32,11 @@ Json = dict[str, Any]
 # Pulling takes most of it where images come from the internet; on the node they are beside it.
 _READY_S = {"node": 300.0}
 _READY_ELSEWHERE_S = 900.0
+_LEAST_S = 5.0  # for a look at each part, also when one before it took all the time
 _APPLY_S = 120.0
 _GONE_S = 180.0
 _ROLLOUTS_IMAGE = f"quay.io/argoproj/argo-rollouts:{upstream.PINS['rollouts'].version}"
-_NODE_VOLUME = Path("/var/lib/modelwharf/volumes/mlflow")
+_NODE_VOLUME = HERE.state / "volumes" / "mlflow"
 _MANAGED = "app.kubernetes.io/managed-by=modelwharf"
 _DIGEST = "modelwharf.io/applied"
 _PARALLEL = 6
@@ -74,23 +76,24 @@ def apply(workspace: Workspace, access: Access, images: Images) -> None:
     Raises Mistake (settings that do not fit, a platform of somebody else's in the cluster), Refusal (an install
     manifest that is not the pinned one), Unavailable (the cluster, or a workload that does not become Ready).
     """
-    cluster = kubernetes.connect(access)
     root = root_objects(workspace)
-    with step("platform: objects") as shown:
-        installs = _installs(access)
-        _require_ours(cluster, installs.values())
-        found = parts(workspace, access, images, installs, _facts(cluster, access))
-        changed = sum(_apply_all(cluster, part) for part in found)
-        shown.note = f"{sum(len(part.objects) for part in found)} objects{'' if changed else ', none of them changed'}"
-    timeout = _READY_S.get(access.provider, _READY_ELSEWHERE_S)
-    ends = time.monotonic() + timeout
-    for part in found:
-        if part.workloads:
-            with step(f"platform: {part.name}"):
-                for kind, name, namespace in part.workloads:
-                    readiness.wait_ready(cluster, kind, name, namespace, max(5.0, ends - time.monotonic()))
-    with step("platform: gitops/root.yaml"):
-        cluster.apply(root, timeout_s=_APPLY_S)
+    with kubernetes.connect(access) as cluster:
+        with step("platform: objects") as shown:
+            installs = _installs(access)
+            _require_ours(cluster, installs.values())
+            found = parts(workspace, access, images, installs, _facts(cluster, access))
+            for part in found:
+                _apply_all(cluster, part)
+            shown.note = f"{sum(len(part.objects) for part in found)} objects"
+        timeout = _READY_S.get(access.provider, _READY_ELSEWHERE_S)
+        ends = time.monotonic() + timeout
+        for part in found:
+            if part.workloads:
+                with step(f"platform: {part.name}"):
+                    for kind, name, namespace in part.workloads:
+                        readiness.wait_ready(cluster, kind, name, namespace, max(_LEAST_S, ends - time.monotonic()))
+        with step("platform: gitops/root.yaml"):
+            cluster.apply(root, timeout_s=_APPLY_S)
 
 
 @dataclass(frozen=True)
@@ -155,27 +158,27 @@ def remove(workspace: Workspace, access: Access) -> list[str]:
 
     Releases go first, while Argo CD is there to delete what they run. Raises Unavailable when something does not go.
     """
-    cluster = kubernetes.connect(access)
     removed: list[str] = []
-    with step("remove the releases"):
-        for kind in ("Application", "ApplicationSet", "Application", "AppProject"):
-            names = _ours(cluster, f"argoproj.io/v1alpha1/{kind}", argocd.NAMESPACE, labels=None)
-            if kind == "Application" and "modelwharf" in names:
-                names = ["modelwharf"]  # the root first, or it would make again what is removed here
-            for name in names:
-                cluster.delete(f"argoproj.io/v1alpha1/{kind}", name, argocd.NAMESPACE)
-            for name in names:
-                _wait_gone(cluster, f"argoproj.io/v1alpha1/{kind}", name, argocd.NAMESPACE)
-    with step("remove the platform"):
-        for name in _ours(cluster, "v1/Namespace", None, f"app.kubernetes.io/part-of={PART_OF}"):
-            cluster.delete("v1/Namespace", name)
-            removed.append(f"namespace {name}")
-        for word in removed:
-            _wait_gone(cluster, "v1/Namespace", word.removeprefix("namespace "), None)
-        for kind in _WITHOUT_NAMESPACE:
-            for name in _ours(cluster, kind, None, _MANAGED):
-                cluster.delete(kind, name)
-                removed.append(f"{kind.rpartition('/')[2]} {name}")
+    with kubernetes.connect(access) as cluster:
+        with step("remove the releases"):
+            for kind in ("Application", "ApplicationSet", "Application", "AppProject"):
+                names = _ours(cluster, f"argoproj.io/v1alpha1/{kind}", argocd.NAMESPACE, labels=None)
+                if kind == "Application" and "modelwharf" in names:
+                    names = ["modelwharf"]  # the root first, or it would make again what is removed here
+                for name in names:
+                    cluster.delete(f"argoproj.io/v1alpha1/{kind}", name, argocd.NAMESPACE)
+                for name in names:
+                    _wait_gone(cluster, f"argoproj.io/v1alpha1/{kind}", name, argocd.NAMESPACE)
+        with step("remove the platform"):
+            for name in _ours(cluster, "v1/Namespace", None, f"app.kubernetes.io/part-of={PART_OF}"):
+                cluster.delete("v1/Namespace", name)
+                removed.append(f"namespace {name}")
+            for word in removed:
+                _wait_gone(cluster, "v1/Namespace", word.removeprefix("namespace "), None)
+            for kind in _WITHOUT_NAMESPACE:
+                for name in _ours(cluster, kind, None, _MANAGED):
+                    cluster.delete(kind, name)
+                    removed.append(f"{kind.rpartition('/')[2]} {name}")
     return removed
 
 
@@ -256,8 +259,8 @@ def _facts(cluster: Kube, access: Access) -> Facts:
     return Facts(name_server, str(service["spec"]["clusterIP"]), tuple(nodes))
 
 
-def _apply_all(cluster: Kube, part: Part) -> int:
-    """Apply a part; return how many objects were sent.
+def _apply_all(cluster: Kube, part: Part) -> None:
+    """Apply a part.
 
     Definitions of kinds are hundreds of kilobytes each, and the server takes a second for one: those that carry the
     digest of what would be sent are left alone. All else is sent every time, which repairs what was changed by hand.
@@ -281,7 +284,6 @@ def _apply_all(cluster: Kube, part: Part) -> int:
     rest = [one for one in others if one["kind"] != "Namespace"]
     with ThreadPoolExecutor(_PARALLEL) as pool:
         list(pool.map(lambda one: cluster.apply([one], timeout_s=_APPLY_S), rest))
-    return len(definitions)
 
 
 def _is_applied(cluster: Kube, definition: Json) -> bool:

@@ -12,6 +12,7 @@ from ci.errors import Unavailable, WharfError
 Json = dict[str, Any]
 KINDS = ("Deployment", "StatefulSet")
 _LOOK_S = 0.5
+_LONGEST = 300
 # Of a container that does not run; the last two are what a pod starts with, nothing to be told.
 _STARTING = {"ContainerCreating", "PodInitializing"}
 
@@ -95,8 +96,8 @@ def _container_fault(status: Json) -> str | None:
             return None
         ended: Json = (status.get("lastState") or {}).get("terminated") or {}
         code = f" (it ended with code {ended['exitCode']})" if "exitCode" in ended else ""
-        message = " ".join(str(waiting.get("message") or "").split())
-        return f"{reason}{code}" if code else f"{reason}{f': {message[:300]}' if message else ''}"
+        message = _short(str(waiting.get("message") or ""))
+        return f"{reason}{code}" if code else f"{reason}{f': {message}' if message else ''}"
     ended = state.get("terminated") or {}
     if ended and ended.get("exitCode") != 0:
         return f"{ended.get('reason', 'Error')} (it ended with code {ended.get('exitCode')})"
@@ -129,7 +130,13 @@ def _last_words(kube: Kube, pod: Json) -> str:
 
 def _last_line(lines: Iterable[str]) -> str:
     kept = [line.strip() for line in lines if line.strip()]
-    return kept[-1][:300] if kept else ""
+    return _short(kept[-1]) if kept else ""
+
+
+def _short(text: str) -> str:
+    """Return text in one line of bearable length: its beginning says what, and its end, often, why."""
+    line = " ".join(text.split())
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} … {line[-_LONGEST // 2 :]}"
 
 
 def _not_created(kube: Kube, workload: Json) -> str:

@@ -70,6 +70,7 @@ class KubeDouble:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True  # headers and content are two writes: 40 ms an answer otherwise
 
             def log_message(self, format: str, *args: Any) -> None:
                 pass

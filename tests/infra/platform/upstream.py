@@ -146,7 +146,11 @@ def definition(name: str) -> Object:
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
         "metadata": {"name": name},
-        "spec": {"group": name.partition(".")[2]},
+        "spec": {
+            "group": name.partition(".")[2],
+            "names": {"plural": name.partition(".")[0], "kind": name.partition(".")[0].title()},
+            "versions": [{"name": "v1alpha1"}],
+        },
     }
 
 
