@@ -20,6 +20,8 @@ from ci.workspace import Workspace
 
 if TYPE_CHECKING:
     from ci.batching.artifact import Chosen
+    from ci.batching.run import Settings
+    from ci.cluster.batching import Remote
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,10 +39,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--k", type=int, default=10, help="items for each user of a ranking model (default: 10)")
     parser.add_argument("--prefix", default="", metavar="TEXT", help="begin the names of the added columns with this")
     parser.add_argument("--workers", type=int, metavar="N", help="predicting threads (default: one for each core)")
+    parser.add_argument(
+        "--on", choices=["local", "cluster"], default="local", help="predict here, or as a Job on the cluster"
+    )
     parser.add_argument("--json", action="store_true", help="print the manifest")
 
 
 def main(workspace: Workspace, options: argparse.Namespace) -> int:
+    from ci.batching import artifact
     from ci.batching import run as batching
 
     settings = batching.Settings(
@@ -51,7 +57,8 @@ def main(workspace: Workspace, options: argparse.Namespace) -> int:
         workers=batching.usable_cores() if options.workers is None else options.workers,
     )
     batching.check(settings)
-    manifest, reused = predict(workspace, options.model, options.input, settings, options.environment, options.version)
+    chosen = artifact.choose(workspace, options.model, options.environment, options.version)
+    manifest, reused = predict(workspace, chosen, options.input, settings, on_cluster=options.on == "cluster")
     if options.json:
         print(json.dumps(manifest, indent=1))
     else:
@@ -60,23 +67,18 @@ def main(workspace: Workspace, options: argparse.Namespace) -> int:
 
 
 def predict(
-    workspace: Workspace,
-    name: str,
-    path: Path,
-    settings: Any,
-    environment: str | None = None,
-    version: int | None = None,
+    workspace: Workspace, chosen: Chosen, path: Path, settings: Settings, *, on_cluster: bool = False
 ) -> tuple[dict[str, Any], bool]:
-    """Predict for the rows of `path` (settings: `ci.batching.run.Settings`); return the manifest.
+    """Predict for the rows of `path` with the version `chosen`; return the manifest.
 
     The second value is True when the output was there already, from an earlier command with the same input, version
-    and settings. Raises Mistake (input, options, nothing to predict with), Refusal (artifact, rejected rows),
-    Unavailable (the artifact is not on this machine and MLflow does not answer).
+    and settings. Raises Mistake (input, options), Refusal (artifact, rejected rows), Unavailable (the artifact is not
+    on this machine and MLflow does not answer; the cluster).
     """
     from bentos.predictors import ArtifactError, load
     from ci.batching import artifact, output, run, source
 
-    chosen = artifact.choose(workspace, name, environment, version)
+    remote = _remote(workspace, chosen) if on_cluster else None
     try:
         predictor = load(artifact.fetch(workspace, chosen), chosen.artifact)
     except ArtifactError as error:
@@ -88,10 +90,16 @@ def predict(
         shown.note = f"sha256 {batch.sha256[:16]}…"
     if (manifest := run.already(batch)) is not None:
         return manifest, True
-    with step(f"predict with {name} {chosen.version}") as shown:
-        manifest = run.run(batch, predictor, _facts(workspace, chosen))
-        shown.note = f"{manifest['rows']:,} rows"
-    return manifest, False
+    facts = {**_facts(workspace, chosen), "on": "cluster" if remote else "local"}
+    if remote is None:
+        return run.run(batch, predictor, facts), False
+    return run.run(batch, None, facts, lambda kept: remote.fill(batch, kept)), False
+
+
+def _remote(workspace: Workspace, chosen: Chosen) -> Remote:
+    from ci.cluster.batching import Remote
+
+    return Remote(workspace, chosen)
 
 
 def _require_apart(path: Path, output: Path) -> None:

@@ -56,16 +56,20 @@ class TrainedRun:
 
 
 @dataclass(frozen=True)
-class _Code:
+class Code:
     """The state of the repository that a run is made from."""
 
     commit: str
-    dirty: bool
+    changed: tuple[str, ...]  # what decides a run and is in no commit as it is
     lock: str
+
+    @property
+    def dirty(self) -> bool:
+        return bool(self.changed)
 
 
 @dataclass(frozen=True)
-class _Job:
+class Plan:
     """All that decides what comes out of one training."""
 
     workspace: Workspace
@@ -73,7 +77,7 @@ class _Job:
     source: Source
     newer: DataFrame | None
     params: dict[str, Value]
-    code: _Code
+    code: Code
 
     def fingerprint(self) -> str:
         """Return 64 hex digits over it; the commit is not in it, the model's files and the code at work are."""
@@ -101,14 +105,24 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, metavar="FILE", help="use this file instead of the source in model.yaml")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change a training parameter")
     parser.add_argument("--force", action="store_true", help="train even when the same run is already there")
+    parser.add_argument(
+        "--on", choices=["local", "cluster"], default="local", help="train here, or as a Job on the cluster"
+    )
     parser.add_argument("--json", action="store_true", help="print the run as JSON")
 
 
 def main(workspace: Workspace, options: argparse.Namespace) -> int:
     overrides = parse_overrides(load_spec(workspace, options.model), options.set)
-    with step(f"train {options.model}") as shown:
-        run = train(workspace, options.model, data=options.data, force=options.force, overrides=overrides)
-        shown.note = f"run {run.run_id[:8]}{' (already there)' if run.reused else ''}"
+    data, force = options.data, options.force
+    if options.on == "cluster":
+        from ci.cluster import training
+
+        run = training.train(workspace, options.model, data=data, force=force, overrides=overrides)
+        say(f"  run {run.run_id[:8]}{' (already there)' if run.reused else ''}")
+    else:
+        with step(f"train {options.model}") as shown:
+            run = train(workspace, options.model, data=data, force=force, overrides=overrides)
+            shown.note = f"run {run.run_id[:8]}{' (already there)' if run.reused else ''}"
     if options.json:
         print(json.dumps({"model": options.model, "run": run.run_id, "reused": run.reused, "metrics": run.metrics}))
     else:
@@ -134,22 +148,34 @@ def train(
     Raises Mistake (contract, data or model code), Refusal (download or exported artifact differ), Unavailable (no
     network for the data; MLflow down: the run is staged and kept).
     """
+    plan = plan_of(workspace, name, data=data, newer=newer, overrides=overrides)
+    if plan.code.dirty:
+        say(f"  models/{name}, models/*.py, ci or uv.lock has changes in no commit: the gate will refuse this run")
+    fingerprint = plan.fingerprint()
+    folder = workspace.state / "runs" / fingerprint
+    with _alone(folder):
+        staged = _staged(folder, plan.code)
+        if staged is None:
+            if not force and (found := existing(plan, fingerprint)):
+                return found
+            staged = _stage(plan, fingerprint, folder)
+        return _upload(workspace, staged, folder)
+
+
+def plan_of(
+    workspace: Workspace,
+    name: str,
+    *,
+    data: Path | None = None,
+    newer: DataFrame | None = None,
+    overrides: Mapping[str, Value] | None = None,
+) -> Plan:
+    """Return what `train` with these arguments would do; it finds and downloads the data, and raises as `train`."""
     from ci.training import data as rows
 
     spec = load_spec(workspace, name)
     params = {**spec.training.params, **(overrides or {})}
-    job = _Job(workspace, spec, rows.resolve(workspace, spec, data), newer, params, _code(workspace, name))
-    if job.code.dirty:
-        say(f"  models/{name}, models/*.py, ci or uv.lock has changes in no commit: the gate will refuse this run")
-    fingerprint = job.fingerprint()
-    folder = workspace.state / "runs" / fingerprint
-    with _alone(folder):
-        staged = _staged(folder, job.code)
-        if staged is None:
-            if not force and (found := _existing(job, fingerprint)):
-                return found
-            staged = _stage(job, fingerprint, folder)
-        return _upload(workspace, staged, folder)
+    return Plan(workspace, spec, rows.resolve(workspace, spec, data), newer, params, _code(workspace, name))
 
 
 def parse_overrides(spec: ModelSpec, words: list[str]) -> dict[str, Value]:
@@ -189,19 +215,21 @@ def _typed(text: str, kind: type) -> Value:
     return value
 
 
-def _code(workspace: Workspace, name: str) -> _Code:
+def _code(workspace: Workspace, name: str) -> Code:
     # What decides a run; a note or another model that is not committed yet does not matter.
     deciding = [f"models/{name}", ":(glob)models/*.py", "ci", "uv.lock"]
     try:
         commit = git(workspace.root, "rev-parse", "--verify", "HEAD^{commit}")
-        dirty = bool(git(workspace.root, "status", "--porcelain", "--untracked-files=all", "--", *deciding))
+        how = ["--porcelain", "-z", "--untracked-files=all", "--no-renames"]
+        listed = git(workspace.root, "status", *how, "--", *deciding)
     except CommandFailed:
         raise Mistake(
             f"{workspace.root} has no git commit: a run must name the code that it is made from",
             tip="run `git init && git add . && git commit` there first",
         ) from None
     lock = workspace.root / "uv.lock"
-    return _Code(commit, dirty, sha256_file(lock) if lock.is_file() else sha256_bytes(b""))
+    changed = tuple(entry[3:] for entry in listed.split("\0") if entry)
+    return Code(commit, changed, sha256_file(lock) if lock.is_file() else sha256_bytes(b""))
 
 
 @contextmanager
@@ -215,7 +243,7 @@ def _alone(folder: Path) -> Generator[None]:
         yield
 
 
-def _staged(folder: Path, code: _Code) -> Staged | None:
+def _staged(folder: Path, code: Code) -> Staged | None:
     """Return the run that an earlier command staged and could not upload."""
     from ci.training.tracking import read_staged
 
@@ -227,39 +255,39 @@ def _staged(folder: Path, code: _Code) -> Staged | None:
     return staged
 
 
-def _stale(tags: Mapping[str, str], code: _Code) -> bool:
+def _stale(tags: Mapping[str, str], code: Code) -> bool:
     """A run from uncommitted code is not reused once all is committed: its commit does not hold that code."""
     return tags.get("wharf.dirty") == "true" and not code.dirty
 
 
-def _existing(job: _Job, fingerprint: str) -> TrainedRun | None:
+def existing(plan: Plan, fingerprint: str) -> TrainedRun | None:
     """Return the complete run with this fingerprint; None when there is none, or when MLflow cannot be asked now."""
     from ci.mlflow_api.store import connect as store_of
     from ci.training.tracking import connect, find, probe, reachable
 
     try:
-        uri = tracking_uri(job.workspace)
+        uri = tracking_uri(plan.workspace)
         probe(uri)
-        newest = store_of(job.workspace).newest_run(job.spec.name)  # quick: mlflow itself is not imported
-        if newest and newest.tags.get("wharf.fingerprint") == fingerprint and not _stale(newest.tags, job.code):
+        newest = store_of(plan.workspace).newest_run(plan.spec.name)  # quick: mlflow itself is not imported
+        if newest and newest.tags.get("wharf.fingerprint") == fingerprint and not _stale(newest.tags, plan.code):
             return TrainedRun(newest.id, reused=True, metrics=dict(newest.metrics))
         client = connect(uri)
         with reachable(uri):
             wanted = f"tags.`wharf.fingerprint` = '{fingerprint}' and tags.`wharf.state` = 'complete'"
-            same = find(client, job.spec.name, wanted)
+            same = find(client, plan.spec.name, wanted)
     except Unavailable:
         return None  # the training goes on, and its upload says what is wrong
     for run in same:
-        if not _stale(run.data.tags, job.code):
+        if not _stale(run.data.tags, plan.code):
             return TrainedRun(run.info.run_id, reused=True, metrics=dict(run.data.metrics))
     return None
 
 
-def _stage(job: _Job, fingerprint: str, folder: Path) -> Staged:
+def _stage(plan: Plan, fingerprint: str, folder: Path) -> Staged:
     """Train, export and write everything to a draft, which becomes `folder` in one rename."""
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        staged = _fit(job, fingerprint, draft)
+        staged = _fit(plan, fingerprint, draft)
         staged.write(draft)
         draft.rename(folder)
     finally:
@@ -267,21 +295,21 @@ def _stage(job: _Job, fingerprint: str, folder: Path) -> Staged:
     return staged
 
 
-def _fit(job: _Job, fingerprint: str, draft: Path) -> Staged:
+def _fit(plan: Plan, fingerprint: str, draft: Path) -> Staged:
     from bentos.predictors import load
     from ci.pages import plots
     from ci.training import data, evaluate, export
     from ci.training.model_code import call
     from ci.training.tracking import Staged, dataset_of
 
-    spec = job.spec
+    spec = plan.spec
     started = time.time_ns() // 1_000_000
-    frame = data.load(job.workspace, spec, job.source, job.newer)
+    frame = data.load(plan.workspace, spec, plan.source, plan.newer)
     rows, holdout = data.split(spec, frame)
     module, _, function = spec.training.entry.partition(":")
     inputs = data.encode(spec, rows)
     with _one_thread():
-        fitted = call(job.workspace, spec.name, module, function, inputs, dict(job.params), spec.training.seed)
+        fitted = call(plan.workspace, spec.name, module, function, inputs, dict(plan.params), spec.training.seed)
 
     artifacts = draft / "artifacts"
     model = artifacts / "model"
@@ -308,10 +336,10 @@ def _fit(job: _Job, fingerprint: str, draft: Path) -> Staged:
         fingerprint=fingerprint,
         started=started,
         ended=time.time_ns() // 1_000_000,
-        params={name: str(value) for name, value in job.params.items()} | {"seed": str(spec.training.seed)},
+        params={name: str(value) for name, value in plan.params.items()} | {"seed": str(spec.training.seed)},
         metrics=metrics,
-        tags=_tags(job, digest, artifact),
-        dataset=dataset_of(spec.name, rows[columns], spec.data.target, digest, job.source.origin),
+        tags=_tags(plan, digest, artifact),
+        dataset=dataset_of(spec.name, rows[columns], spec.data.target, digest, plan.source.origin),
     )
 
 
@@ -350,20 +378,20 @@ def _metrics(spec: ModelSpec, scored: Scored, side: str) -> dict[str, float]:
     return {f"{side}.{name}": value for name, value in values.items() if value == value}
 
 
-def _tags(job: _Job, digest: str, artifact: str) -> dict[str, str]:
+def _tags(plan: Plan, digest: str, artifact: str) -> dict[str, str]:
     return {
-        "wharf.model": job.spec.name,
-        "wharf.team": job.spec.team,
-        "wharf.owner": job.spec.owner,
-        "wharf.commit": job.code.commit,
-        "wharf.dirty": str(job.code.dirty).lower(),
+        "wharf.model": plan.spec.name,
+        "wharf.team": plan.spec.team,
+        "wharf.owner": plan.spec.owner,
+        "wharf.commit": plan.code.commit,
+        "wharf.dirty": str(plan.code.dirty).lower(),
         "wharf.data_sha256": digest,
-        "wharf.source": job.source.origin,
-        "wharf.source_sha256": job.source.digest,
-        "wharf.lock_sha256": job.code.lock,
+        "wharf.source": plan.source.origin,
+        "wharf.source_sha256": plan.source.digest,
+        "wharf.lock_sha256": plan.code.lock,
         "wharf.artifact_sha256": artifact,
-        "mlflow.source.git.commit": job.code.commit,
-        "mlflow.source.name": f"models/{job.spec.name}",
+        "mlflow.source.git.commit": plan.code.commit,
+        "mlflow.source.name": f"models/{plan.spec.name}",
         "mlflow.source.type": "PROJECT",
     }
 

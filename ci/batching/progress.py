@@ -17,7 +17,7 @@ class Progress:
     def __init__(self, rows: int | None) -> None:
         self._rows = rows
         self._live = sys.stderr.isatty()
-        self._shown = time.monotonic()
+        self._first = self._shown = time.monotonic()
         # The speed is that of the rows behind this point: those that an earlier run predicted took no time.
         self._base = (self._shown, 0, 0.0)
         self._reused = 0
@@ -52,6 +52,14 @@ class Progress:
         """Remove the line."""
         if self._live:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+    def summary(self, done: int) -> str:
+        """Return the last line: rows and seconds in all, and how fast the rows of this run went."""
+        seconds = time.monotonic() - self._first
+        fresh = done - self._base[1]
+        speed = f", {fresh / max(time.monotonic() - self._base[0], 1e-9):,.0f} rows/s" if fresh else ""
+        again = f", {self._reused:,} were predicted before" if self._reused else ""
+        return f"{done:,} rows{again}  {duration(seconds)}{speed}"
 
 
 def duration(seconds: float) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bentos.predictors import Predictor
 from bentos.schema import ServingSpec
@@ -23,8 +23,11 @@ from ci.batching import parts as done
 from ci.batching import source as rows
 from ci.batching.predict import Said, predict
 from ci.batching.progress import Progress
+from ci.console import say as say_line
 from ci.errors import Mistake, Refusal, Unavailable
 from ci.files import sha256_file, write_atomic
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -73,10 +76,15 @@ def already(batch: Batch) -> dict[str, Any] | None:
     return manifest if whole else None
 
 
-def run(batch: Batch, predictor: Predictor | None, facts: Mapping[str, Any]) -> dict[str, Any]:
+def run(
+    batch: Batch,
+    predictor: Predictor | None,
+    facts: Mapping[str, Any],
+    fill: Callable[[done.Parts], None] = lambda _: None,
+) -> dict[str, Any]:
     """Write output, rejected rows and manifest, and return the manifest; `facts` are put into it.
 
-    Without a predictor all parts must be there already. Raises Mistake when the input is not readable or is being
+    Without a predictor it is `fill` that brings all parts. Raises Mistake when the input is not readable or is being
     written by another command, Refusal when too many rows are rejected or the input changed meanwhile: what was
     predicted by then is kept, and the same command goes on from there.
     """
@@ -84,8 +92,8 @@ def run(batch: Batch, predictor: Predictor | None, facts: Mapping[str, Any]) -> 
     with done.workshop(output) as folder:
         kept = done.Parts(folder / batch.key[:16], batch.spec)
         kept.folder.mkdir(exist_ok=True)
-        begun = kept.begun()
-        before = batch.source.path.stat()
+        begun, before = kept.begun(), batch.source.path.stat()
+        fill(kept)
         draft, rejected_draft = folder / "output", folder / "rejected.csv"
         with rejected_draft.open("w", newline="", encoding="utf-8") as file:
             rejected = out.Rejected(file)
@@ -174,7 +182,18 @@ def _write(
     progress = Progress(batch.source.rows)
     writer = out.writer(draft, shape.schema, settings.output.suffix)
 
-    def take(part: rows.Part, said: Said, reused: bool) -> None:
+    def say(part: rows.Part) -> tuple[Said, bool]:
+        found = kept.load(part)
+        if found is not None:
+            return found, True
+        if predictor is None:
+            raise Unavailable(f"part {part.index} of the batch is missing", tip="run the same command again")
+        said = predict(predictor, part, settings.k)
+        kept.save(part.index, said)
+        return said, False
+
+    def take(part: rows.Part, answer: tuple[Said, bool]) -> None:
+        said, reused = answer
         rejected.note(part, said)
         # When one rejected row is too many there will be no output, only the list of all of them.
         if settings.max_rejected > 0 or not rejected.count:
@@ -184,42 +203,27 @@ def _write(
         progress.show(counts["rows"], part.share, counts["reused"])
 
     try:
-        _each(batch, predictor, kept, take)
+        each(batch.source, settings.workers, say, take)
     finally:
         progress.end()
         writer.close()
+    say_line(f"  {progress.summary(counts['rows'])}")
     return counts
 
 
-def _each(
-    batch: Batch,
-    predictor: Predictor | None,
-    kept: done.Parts,
-    take: Callable[[rows.Part, Said, bool], None],
-) -> None:
-    """Give every part with its predictions to `take`, in order."""
-
-    def say(part: rows.Part) -> tuple[Said, bool]:
-        found = kept.load(part)
-        if found is not None:
-            return found, True
-        if predictor is None:
-            raise Unavailable(f"part {part.index} of the batch is missing", tip="run the same command again")
-        said = predict(predictor, part, batch.settings.k)
-        kept.save(part.index, said)
-        return said, False
-
-    waiting: deque[tuple[rows.Part, Future[tuple[Said, bool]]]] = deque()
-    pool = ThreadPoolExecutor(batch.settings.workers, "predict")
+def each(source: rows.Input, workers: int, say: Callable[[rows.Part], T], take: Callable[[rows.Part, T], None]) -> None:
+    """Give every part with `say(part)`, which runs in threads of its own, to `take`, in order."""
+    waiting: deque[tuple[rows.Part, Future[T]]] = deque()
+    pool = ThreadPoolExecutor(workers, "predict")
     try:
-        for part in rows.parts(batch.source):
+        for part in rows.parts(source):
             waiting.append((part, pool.submit(say, part)))
-            if len(waiting) > batch.settings.workers + 1:
+            if len(waiting) > workers + 1:
                 first, future = waiting.popleft()
-                take(first, *future.result())
+                take(first, future.result())
         while waiting:
             first, future = waiting.popleft()
-            take(first, *future.result())
+            take(first, future.result())
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -407,13 +407,13 @@ def test_an_input_that_changes_meanwhile_is_refused(
     released: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = inputs.write(tmp_path / "in.parquet", inputs.table(30))
-    each = batching._each
+    each = batching.each
 
     def changed(*words: object) -> None:
         each(*words)  # type: ignore[arg-type]
         os.utime(path, (time.time(), time.time() + 5))
 
-    monkeypatch.setattr(batching, "_each", changed)
+    monkeypatch.setattr(batching, "each", changed)
     assert batch("--input", path, output=tmp_path / "o.parquet") == 3
     assert "was changed while it was read" in capsys.readouterr().err
     assert not (tmp_path / "o.parquet").exists()

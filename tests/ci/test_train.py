@@ -22,7 +22,7 @@ from ci.errors import Mistake, Unavailable
 from ci.files import sha256_file
 from ci.models import PIPELINE
 from ci.shell import git
-from ci.train import _code, _Job, parse_overrides, train
+from ci.train import Plan, _code, parse_overrides, train
 from ci.training import tracking
 from ci.workspace import Workspace, load_spec
 from tests.mlflow_server import ROOT, free_port
@@ -118,7 +118,7 @@ def test_the_code_that_decides_a_run_is_in_its_fingerprint(
     from ci.training import data
 
     spec = load_spec(workspace, "tumor")
-    job = _Job(workspace, spec, data.resolve(workspace, spec), None, {}, _code(workspace, "tumor"))
+    job = Plan(workspace, spec, data.resolve(workspace, spec), None, {}, _code(workspace, "tumor"))
     here = job.fingerprint()
     for path in PIPELINE:
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
