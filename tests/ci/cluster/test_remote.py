@@ -1,4 +1,4 @@
-"""Training and batch on the cluster, with a real MLflow; the Job runs as a process here (tests/cluster has the rest)."""
+"""Training and batch on the cluster with a real MLflow; the Job is a process here (tests/cluster has the rest)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ import pytest
 from ci import cli
 from ci.batching import source
 from ci.cluster import jobs
-from ci.cluster.access import Access
 from ci.errors import Mistake, Refusal, Unavailable
 from ci.files import sha256_file
 from ci.mlflow_api import files
