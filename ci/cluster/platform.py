@@ -304,11 +304,21 @@ def _argocd_settings(workspace: Workspace, access: Access, images: Images) -> ar
             raise Mistake(
                 f"{bootstrap.SETTINGS}: repository: {settings.repository}: the cluster's nodes do not have it"
             )
-        origin = argocd.Origin(access.origin, unquote(urlsplit(settings.repository).path))
+        mount = unquote(urlsplit(settings.repository).path)
+        origin = argocd.Origin(access.origin, mount, _identity(Path(access.origin)))
     own: dict[str, str] | None = None
     if access.provider == "node":
         own = {"argocd": _required(images.argocd, "argocd"), "redis": _required(images.redis, "redis")}
     return argocd.Settings(own, origin)
+
+
+def _identity(folder: Path) -> str:
+    """Return what tells a folder of this machine from its successor; nothing for one that only the nodes have."""
+    try:
+        found = folder.stat()
+    except OSError:
+        return ""
+    return f"{found.st_dev}-{found.st_ino}"
 
 
 def _required(image: str | None, program: str) -> str:

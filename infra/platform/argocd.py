@@ -68,10 +68,15 @@ _RESOURCES = {
 
 @dataclass(frozen=True)
 class Origin:
-    """A bare repository on the disk of the nodes: where it is there, and where `file://` looks for it in the pod."""
+    """A bare repository on the disk of the nodes: where it is there, and where `file://` looks for it in the pod.
+
+    `identity` is whatever tells this folder from one that takes its place later: a pod goes on seeing the folder that
+    it was started with, also when that was removed, so another identity starts a new one.
+    """
 
     host_path: str
     mount_path: str
+    identity: str = ""
 
 
 @dataclass(frozen=True)
@@ -241,6 +246,7 @@ def _harden(workload: Object, settings: Settings, started_with: str) -> None:
         if probe := container.get("readinessProbe"):
             probe |= {"initialDelaySeconds": 1, "periodSeconds": 3}  # upstream waits for up to 15 s after each start
     if name == REPO_SERVER and settings.origin is not None:
+        template["metadata"]["annotations"]["modelwharf.io/origin"] = settings.origin.identity
         _mount_origin(pod, settings.origin)
 
 

@@ -168,6 +168,19 @@ def test_the_origin_is_mounted_where_its_address_says(workspace: Workspace) -> N
     ]
 
 
+def test_an_origin_that_was_made_anew_starts_a_new_repo_server(workspace: Workspace, tmp_path: Path) -> None:
+    def template() -> Json:
+        objects = parts(workspace, on("node", str(tmp_path / "origin.git")))["Argo CD"]
+        return named(objects, "Deployment", "argocd-repo-server")["spec"]["template"]
+
+    (tmp_path / "origin.git").mkdir()
+    first = template()
+    assert template() == first
+    (tmp_path / "origin.git").rename(tmp_path / "removed")
+    (tmp_path / "origin.git").mkdir()
+    assert template() != first
+
+
 def test_an_address_of_a_git_server_needs_no_mount(workspace: Workspace) -> None:
     (workspace.root / bootstrap.SETTINGS).write_text("repository: https://git.example/team/wharf.git\n")
     objects = parts(workspace, on("node", None))["Argo CD"]

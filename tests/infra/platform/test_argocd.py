@@ -214,6 +214,15 @@ def test_another_origin_is_another_volume():
     assert names("/a").isdisjoint(names("/b"))
 
 
+def test_a_folder_that_took_the_place_of_the_origin_starts_a_new_repo_server():
+    def template(identity):
+        origin = argocd.Origin(ORIGIN.host_path, ORIGIN.mount_path, identity)
+        found = argocd.objects(upstream.argocd(), argocd.Settings(IMAGES, origin))
+        return named(found, "Deployment", "argocd-repo-server")["spec"]["template"]
+
+    assert template("1") == template("1") != template("2")
+
+
 def test_git_may_read_the_origin_of_another_user_and_no_other(objects):
     text = named(objects, "ConfigMap", "modelwharf-git")["data"]["gitconfig"]
     assert text == f"[safe]\n\tdirectory = {ORIGIN.mount_path}\n"
