@@ -28,7 +28,6 @@ def snapshot() -> dict[str, list[str]]:
         "network namespaces": run(["ip", "netns", "list"]).split(),
         "iptables": [line for family in ("iptables", "ip6tables") for line in rules(family)],
         "nftables": _nftables(),
-        "address sets": sorted(run(["ipset", "list", "-name"]).split()),
         "settings": _settings(),
         "cgroups": sorted(str(group) for group in Path("/sys/fs/cgroup").glob("**/kubepods")),
         "folders": sorted(

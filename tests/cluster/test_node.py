@@ -124,7 +124,7 @@ def test_nobody_gets_in_without_a_certificate(story: Story) -> None:
     assert _answer_to_nobody(f"{server}/api/v1/namespaces") == 401
     assert _answer_to_nobody(f"{server}/readyz") == 401
     assert _answer_to_nobody(f"https://{host}:{KUBELET_PORT}/pods") == 401
-    with pytest.raises(OSError, match="(?i)certificate"):
+    with pytest.raises(OSError, match=r"(?i)certificate"):
         _answer_to_nobody(f"https://127.0.0.1:{ETCD_PORT}/health")
     listening = [c.laddr for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.pid == _etcd()]
     assert {address.ip for address in listening} == {"127.0.0.1"}

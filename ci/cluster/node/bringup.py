@@ -45,27 +45,6 @@ RBAC: list[dict[str, Any]] = [
         },
         "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": "modelwharf:kubelet-clients"}],
     },
-    {
-        "apiVersion": "rbac.authorization.k8s.io/v1",
-        "kind": "ClusterRole",
-        "metadata": {"name": "modelwharf:kube-router"},
-        "rules": [
-            {
-                "apiGroups": [""],
-                "resources": ["namespaces", "pods", "services", "nodes", "endpoints"],
-                "verbs": ["list", "get", "watch"],
-            },
-            {"apiGroups": ["networking.k8s.io"], "resources": ["networkpolicies"], "verbs": ["list", "get", "watch"]},
-            {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["list", "get", "watch"]},
-        ],
-    },
-    {
-        "apiVersion": "rbac.authorization.k8s.io/v1",
-        "kind": "ClusterRoleBinding",
-        "metadata": {"name": "modelwharf:kube-router"},
-        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "modelwharf:kube-router"},
-        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "modelwharf:kube-router"}],
-    },
 ]
 
 

@@ -64,7 +64,6 @@ def wanted(addresses: Addresses) -> list[Wanted]:
         Wanted("kubelet", CLUSTER, f"system:node:{NODE}", ("system:nodes",)),
         Wanted("kubelet-serving", CLUSTER, f"system:node:{NODE}", hosts=(NODE, addresses.node), client=False),
         Wanted("kube-proxy", CLUSTER, "system:kube-proxy"),
-        Wanted("kube-router", CLUSTER, "modelwharf:kube-router"),
         Wanted("probe", CLUSTER, "modelwharf:probe"),
         Wanted("admin", CLUSTER, "modelwharf:admin", (ADMIN_GROUP,)),
     ]

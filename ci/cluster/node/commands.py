@@ -24,11 +24,8 @@ _PROXY = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", 
 
 
 def wanted(layout: Layout, addresses: Addresses, programs: dict[str, Path]) -> list[Part]:
-    """Return every part of the node; `programs` are the Kubernetes programs by name.
-
-    kube-router is a part only where it is among them.
-    """
-    parts = [
+    """Return every part of the node; `programs` are the Kubernetes programs by name."""
+    return [
         _registry(layout, addresses),
         _containerd(layout, addresses),
         _etcd(layout),
@@ -38,9 +35,6 @@ def wanted(layout: Layout, addresses: Addresses, programs: dict[str, Path]) -> l
         _kube_proxy(layout, programs["kube-proxy"]),
         _kubelet(layout, addresses, programs["kubelet"]),
     ]
-    if "kube-router" in programs:
-        parts.insert(-1, _kube_router(layout, addresses, programs["kube-router"]))
-    return parts
 
 
 def _environment(**more: str) -> dict[str, str]:
@@ -239,24 +233,6 @@ def _kube_proxy(layout: Layout, program: Path) -> Part:
         files=(config, user, *_pair(layout, "kube-proxy")),
         after=("kube-apiserver",),
         probe=Probe(host=_LOOPBACK, port=10256),
-    )
-
-
-def _kube_router(layout: Layout, addresses: Addresses, program: Path) -> Part:
-    """The enforcement of network policies: kube-router with nothing but its firewall."""
-    user = str(layout.configuration / "kube-router.kubeconfig")
-    return Part(
-        "kube-router",
-        (
-            str(program),
-            *("--run-firewall=true", "--run-router=false", "--run-service-proxy=false", "--run-loadbalancer=false"),
-            *(f"--kubeconfig={user}", f"--hostname-override={NODE}"),
-            f"--service-cluster-ip-range={addresses.services}",
-            *("--health-port=0", "--metrics-port=0", "--iptables-sync-period=1m0s"),
-        ),
-        _environment(),
-        files=(user, *_pair(layout, "kube-router")),
-        after=("kube-apiserver",),
     )
 
 

@@ -17,7 +17,7 @@ from ci.cluster.node.layout import BRIDGE, DOMAIN, KUBELET_PORT, NODE, REGISTRY_
 CNI_PLUGINS = "/usr/lib/cni"  # where Debian's containernetworking-plugins puts them
 CONTEXT = "modelwharf"
 MAX_PODS = 250
-USERS = ("controller-manager", "scheduler", "kubelet", "kube-proxy", "kube-router")
+USERS = ("controller-manager", "scheduler", "kubelet", "kube-proxy")
 
 
 def write(layout: Layout, addresses: Addresses, *, sandbox_image: str, snapshotter: str) -> None:

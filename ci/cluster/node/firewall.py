@@ -1,6 +1,6 @@
-"""The rules of iptables and the sets of ipset: admit the pods' traffic, and remove what the node's parts made.
+"""The rules of iptables: admit the pods' traffic, and remove what the node's parts made.
 
-kube-proxy, the kubelet, the CNI plugins and kube-router make chains of their own and rules that lead to them. What
+kube-proxy, the kubelet and the CNI plugins make chains of their own and rules that lead to them. What
 was there before the node is never touched.
 """
 
@@ -10,7 +10,6 @@ import itertools
 import json
 import re
 import shutil
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from ci.shell import CommandFailed, run
@@ -158,22 +157,3 @@ def _ensure(where: list[str], rule: list[str]) -> bool:
     except CommandFailed:
         run(["iptables", "--wait", *where, *rule])
         return True
-
-
-def sets() -> list[str]:
-    """Return the names of all sets of ipset; none where it is not installed."""
-    try:
-        return run(["ipset", "list", "-name"]).split()
-    except (FileNotFoundError, CommandFailed):
-        return []
-
-
-def remove_sets(before: Iterable[str]) -> list[str]:
-    """Remove the sets of kube-router that were not there before; return how many, in words."""
-    known = set(before)
-    ours = [name for name in sets() if name not in known and re.match(r"^(inet6:)?(KUBE-|kube-router-)", name)]
-    for name in ours:
-        run(["ipset", "flush", name])
-    for name in ours:
-        run(["ipset", "destroy", name])
-    return [f"{len(ours)} address sets"] if ours else []

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from ci.cluster.node import counters, firewall
@@ -50,7 +50,6 @@ class Before:
     modules: list[str]  # those that were loaded
     folders: list[str]  # those that were there
     rules: dict[str, firewall.Rules]  # by the program that shows them
-    sets: list[str]
 
 
 def remember(layout: Layout) -> Before:
@@ -65,7 +64,6 @@ def remember(layout: Layout) -> Before:
         # After a restart of the machine these may be ours from before it; what was written down at first holds.
         folders=known.folders if known else [folder for folder in FOLDERS if Path(folder).exists()],
         rules={family: firewall.read(family) for family in firewall.FAMILIES},
-        sets=firewall.sets(),
     )
     write_atomic(layout.before, json.dumps(asdict(now), indent=1))
     return now
@@ -78,9 +76,10 @@ def _boot() -> str:
 def recall(layout: Layout) -> Before | None:
     """Return what `remember` wrote; None when it never did."""
     try:
-        return Before(**json.loads(layout.before.read_text()))
+        raw = json.loads(layout.before.read_text())
     except FileNotFoundError:
         return None
+    return Before(**{field.name: raw[field.name] for field in fields(Before)})  # other releases may write more
 
 
 def prepare(addresses: Addresses) -> str:
@@ -148,7 +147,7 @@ def _make_bridge(addresses: Addresses) -> bool:
 
 
 def restore(before: Before) -> list[str]:
-    """Remove the bridge, the firewall's rules and address sets, and put the kernel's settings back; return it in words.
+    """Remove the bridge and the firewall's rules, and put the kernel's settings back; return it in words.
 
     The pods must be gone. A machine that was started anew since has none of it left.
     """
@@ -159,7 +158,6 @@ def restore(before: Before) -> list[str]:
         run(["ip", "link", "delete", BRIDGE])
         done.append(f"bridge {BRIDGE}")
     done += firewall.clean(before.rules)
-    done += firewall.remove_sets(before.sets)
     counters.remove()
     changed = [name for name, value in before.sysctls.items() if sysctl(name) not in (value, None)]
     for name, value in before.sysctls.items():  # each is looked at again: turning forwarding off changes others

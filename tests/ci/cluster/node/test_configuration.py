@@ -30,8 +30,8 @@ def layout(tmp_path: Path) -> Layout:
     return found
 
 
-def _parts(layout: Layout, programs: dict[str, Path] = PROGRAMS) -> dict[str, Part]:
-    return {part.name: part for part in commands.wanted(layout, ADDRESSES, programs)}
+def _parts(layout: Layout) -> dict[str, Part]:
+    return {part.name: part for part in commands.wanted(layout, ADDRESSES, PROGRAMS)}
 
 
 def _options(part: Part) -> dict[str, str]:
@@ -143,13 +143,6 @@ def test_every_file_of_a_part_is_there_and_every_part_waits_for_one_that_is(layo
         assert [file for file in part.files if not Path(file).is_file()] == []
         assert set(part.after) <= parts.keys()
         assert part.probe is not None
-
-
-def test_kube_router_is_a_part_where_it_is_built(layout: Layout) -> None:
-    assert "kube-router" not in _parts(layout)
-    part = _parts(layout, PROGRAMS | {"kube-router": Path("/programs/kube-router")})["kube-router"]
-    options = _options(part)
-    assert (options["run-firewall"], options["run-router"], options["run-service-proxy"]) == ("true", "false", "false")
 
 
 def test_a_changed_file_or_command_changes_the_digest(layout: Layout) -> None:

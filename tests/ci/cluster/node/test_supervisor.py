@@ -20,6 +20,8 @@ from ci.cluster.node import parts, supervisor
 from ci.cluster.node.parts import Part, Probe
 from ci.local import processes
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[4]
 WAIT_S = 15.0
 

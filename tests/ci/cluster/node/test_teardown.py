@@ -49,7 +49,7 @@ def test_folders_of_others_stay_and_empty_ones_of_ours_go(tmp_path: Path, monkey
     for name in names:
         Path(name, "below").mkdir(parents=True)
     Path(names[2], "below", "file").touch()
-    before = Before("boot", {}, [], [names[0]], {}, [])
+    before = Before("boot", {}, [], [names[0]], {})
     assert network.forget_folders(before) == [names[1]]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["theirs", "used"]
 
@@ -57,11 +57,10 @@ def test_folders_of_others_stay_and_empty_ones_of_ours_go(tmp_path: Path, monkey
 def test_what_the_machine_was_like_is_written_down_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     layout = Layout(tmp_path / "state", tmp_path / "run")
     monkeypatch.setattr(network.firewall, "read", lambda family: {"filter": {"chains": ["INPUT"], "rules": [family]}})
-    monkeypatch.setattr(network.firewall, "sets", lambda: ["theirs"])
     first = network.remember(layout)
     assert first.rules["iptables"]["filter"]["rules"] == ["iptables"]
     assert "net.ipv4.ip_forward" in first.sysctls
-    monkeypatch.setattr(network.firewall, "sets", lambda: ["theirs", "ours"])
+    monkeypatch.setattr(network.firewall, "read", lambda family: {"filter": {"chains": ["KUBE-1"], "rules": []}})
     assert network.remember(layout) == first == network.recall(layout)
 
 
@@ -70,12 +69,11 @@ def test_after_a_restart_of_the_machine_it_is_written_down_anew_but_for_the_fold
 ) -> None:
     layout = Layout(tmp_path / "state", tmp_path / "run")
     monkeypatch.setattr(network.firewall, "read", lambda family: {})
-    monkeypatch.setattr(network.firewall, "sets", list)
-    old = Before("an older start", {"kernel.panic": "77"}, [], ["/somewhere"], {}, ["old"])
+    old = Before("an older start", {"kernel.panic": "77"}, [], ["/somewhere"], {})
     layout.state.mkdir()
     layout.before.write_text(json.dumps(asdict(old)))
     now = network.remember(layout)
-    assert (now.folders, now.sets) == (["/somewhere"], [])
+    assert now.folders == ["/somewhere"]
     assert now.sysctls.get("kernel.panic") != "77"
     assert network.restore(old) == []  # its settings went with that start
 
