@@ -40,6 +40,7 @@ _NODE_VOLUME = HERE.state / "volumes" / "mlflow"
 _MANAGED = "app.kubernetes.io/managed-by=modelwharf"
 _DIGEST = "modelwharf.io/applied"
 _PARALLEL = 6
+_APPLICATION = "argoproj.io/v1alpha1/Application"
 
 
 @dataclass(frozen=True)
@@ -161,10 +162,12 @@ def remove(workspace: Workspace, access: Access) -> list[str]:
     removed: list[str] = []
     with kubernetes.connect(access) as cluster:
         with step("remove the releases"):
-            for kind in ("Application", "ApplicationSet", "Application", "AppProject"):
+            # The root first, or it would make again what is removed here; then what makes the other applications.
+            if cluster.get(_APPLICATION, bootstrap.ROOT_NAME, argocd.NAMESPACE):
+                cluster.delete(_APPLICATION, bootstrap.ROOT_NAME, argocd.NAMESPACE)
+                _wait_gone(cluster, _APPLICATION, bootstrap.ROOT_NAME, argocd.NAMESPACE)
+            for kind in ("ApplicationSet", "Application", "AppProject"):
                 names = _ours(cluster, f"argoproj.io/v1alpha1/{kind}", argocd.NAMESPACE, labels=None)
-                if kind == "Application" and "modelwharf" in names:
-                    names = ["modelwharf"]  # the root first, or it would make again what is removed here
                 for name in names:
                     cluster.delete(f"argoproj.io/v1alpha1/{kind}", name, argocd.NAMESPACE)
                 for name in names:
