@@ -10,9 +10,10 @@ import hashlib
 import itertools
 import re
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from ci.console import say
 from ci.errors import Mistake, Refusal, Unavailable, WharfError
@@ -23,12 +24,14 @@ from infra.platform.mlflow import NAMESPACE, PORT
 from models.job_settings import Jobs
 
 Json = dict[str, Any]
+T = TypeVar("T")
 
 TRACKING_URI = f"http://{MLFLOW}.{NAMESPACE}.svc:{PORT}"
 _POLICY = "jobs"
 _MARK = {"modelwharf.io/job": "true"}  # what the network policy chooses the pods by
 _TTL_S = 3600  # a Job that ended stays for whoever wants to look
 _POLL_S = 1.0
+_AWAY_S = 120.0  # how long an API server may be away: the Job goes on without it
 _STUCK = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "CreateContainerConfigError"}
 _PATIENCE_S = 20.0  # the first pull may fail for a moment
 _CODES: dict[int, type[WharfError]] = {2: Mistake, 3: Refusal, 4: Unavailable}
@@ -172,15 +175,40 @@ def run_job(cluster: Cluster, work: Work, show: Callable[[str], None] = say) -> 
 
 def _start(cluster: Cluster, work: Work, show: Callable[[str], None]) -> bool:
     """Create the Job; return False when it runs already."""
-    there = cluster.get("batch/v1/Job", work.name, work.namespace)
+    there = _patient(lambda: cluster.get("batch/v1/Job", work.name, work.namespace), show)
     if there is not None:
         if _ending(there) is None:
             show(f"the Job {work.name} runs already: this is its log")
             return False
-        cluster.delete("batch/v1/Job", work.name, work.namespace, wait_s=60)
-    cluster.apply([policy(work.namespace)])
-    cluster.create(job(work))
-    return True
+        _patient(lambda: cluster.delete("batch/v1/Job", work.name, work.namespace, wait_s=60), show)
+    _patient(lambda: cluster.apply([policy(work.namespace)]), show)
+    # Where the answer to its creation was lost, the Job is there: the second try must not fail for that.
+    mark = {"modelwharf.io/started": uuid.uuid4().hex}
+    made = job(work)
+    made["metadata"]["annotations"] |= mark
+
+    def create() -> bool:
+        known = cluster.get("batch/v1/Job", work.name, work.namespace)
+        if known is None:
+            cluster.create(made)
+        return known is None or mark.items() <= known["metadata"]["annotations"].items()
+
+    return _patient(create, show)
+
+
+def _patient(call: Callable[[], T], show: Callable[[str], None]) -> T:
+    """Return what `call` gives; an API server that is away for a moment is waited for."""
+    ends, told = time.monotonic() + _AWAY_S, False
+    while True:
+        try:
+            return call()
+        except Unavailable as error:
+            if time.monotonic() > ends:
+                raise
+            if not told:
+                show(f"waits: {error.lines[0]}")
+                told = True
+            time.sleep(_POLL_S)
 
 
 def _ending(found: Json) -> Json | None:
@@ -195,7 +223,7 @@ def _follow(cluster: Cluster, work: Work, show: Callable[[str], None]) -> None:
     """Show the log until the Job ends; raises when it does not end well."""
     watch, pod = _Watch(cluster, work, show), None
     while True:
-        found = cluster.get("batch/v1/Job", work.name, work.namespace)
+        found = _patient(lambda: cluster.get("batch/v1/Job", work.name, work.namespace), show)
         if found is None:
             raise Unavailable(f"the Job {work.name} is gone: somebody removed it", tip="run the same command again")
         pod = watch.pod() or pod
@@ -221,7 +249,8 @@ class _Watch:
 
     def pod(self) -> Json | None:
         """Return the newest pod of the Job, None before there is one."""
-        found = self._cluster.list("v1/Pod", self._work.namespace, f"batch.kubernetes.io/job-name={self._work.name}")
+        chosen = f"batch.kubernetes.io/job-name={self._work.name}"
+        found = _patient(lambda: self._cluster.list("v1/Pod", self._work.namespace, chosen), self._show)
         return max(found, key=lambda pod: str(pod["metadata"]["creationTimestamp"]), default=None)
 
     def log(self, pod: Json) -> None:

@@ -309,3 +309,35 @@ def test_a_job_that_somebody_removes_is_noticed() -> None:
     cluster.logs = logs  # type: ignore[method-assign]
     with pytest.raises(Unavailable, match="is gone: somebody removed it"):
         run(cluster)
+
+
+def test_an_api_server_that_is_away_for_a_moment_is_waited_for() -> None:
+    cluster = Cluster([({}, RUNNING), ({}, RUNNING), (ended("Complete"), RUNNING)], ["done"])
+    faults = {"create": 1, "get": 5, "list": 2, "apply": 1}
+    for name in faults:
+        real = getattr(cluster, name)
+
+        def flaky(*words: Any, name: str = name, real: Any = real, **more: Any) -> Any:
+            if name == "create":
+                real(*words, **more)  # the answer is what was lost
+            if faults[name]:
+                faults[name] -= 1
+                raise Unavailable("the cluster does not answer")
+            return real(*words, **more) if name != "create" else cluster.job
+
+        setattr(cluster, name, flaky)
+    shown = run(cluster)
+    assert shown[-1] == "done" and "waits: the cluster does not answer" in shown
+    assert cluster.deleted == [] and not any(faults.values())
+
+
+def test_an_api_server_that_stays_away_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "_AWAY_S", 0.02)
+    cluster = Cluster([({}, RUNNING)])
+
+    def away(*_: Any, **__: Any) -> Any:
+        raise Unavailable("the cluster does not answer")
+
+    cluster.get = away  # type: ignore[method-assign]
+    with pytest.raises(Unavailable, match="the cluster does not answer"):
+        run(cluster)
