@@ -3,6 +3,9 @@
 The tag is the content: the same artifact, code and requirements give the same bento, built once. What goes in is
 assembled in a folder of its own, so that nothing of the checkout can slip in, and the finished bento is moved into
 the store by one rename, so that a build that was killed leaves nothing that could be taken for a bento.
+
+On the cluster target the bento also becomes an OCI image in the cluster's registry (`ci.images.bento`), whose digest
+the version then names; on the local target the store takes the place of a registry.
 """
 
 from __future__ import annotations
@@ -18,20 +21,21 @@ import sys
 import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ci import registry, requirements
+from ci.cluster import access
 from ci.console import step
 from ci.errors import Mistake, Refusal, Unavailable
 from ci.files import sha256_file
 from ci.shell import CommandFailed, git, run
 from ci.workspace import Workspace
 
-REGISTRY = "wharf.local"  # of image names on the local target, where the store takes the place of a registry
+REGISTRY = "wharf.local"  # of image names on the local target
 _BUILD_S = 300
 _IMAGE = re.compile(r"[^@]*?([a-z][a-z0-9]{0,39})@sha256:([0-9a-f]{64})")
 
@@ -42,9 +46,11 @@ class Bento:
 
     tag: str  # `<model>:<first 16 hex of digest>`
     digest: str  # 64 hex: the content hash
-    image: str  # `<registry>/<model>@sha256:<digest>`
+    image: str  # `<registry>/<model>@sha256:<…>`: the digest on the local target, the image manifest's on a cluster
     path: Path
     built: bool  # False: it was there already
+    pushed: int = 0  # bytes that were sent to the cluster's registry
+    push_s: float = 0.0  # seconds that this took
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,13 +62,19 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(workspace: Workspace, options: argparse.Namespace) -> int:
     with step(f"build {options.model}") as shown:
         bento = build(workspace, options.model, options.version)
-        shown.note = f"{bento.tag}{'' if bento.built else ' (already there)'}"
-    print(json.dumps(asdict(bento), default=str) if options.json else f"{bento.tag}  {bento.path}")
+        shown.note = f"{bento.tag}{'' if bento.built or bento.pushed else ' (already there)'}"
+    if options.json:
+        print(json.dumps(asdict(bento), default=str))
+    else:
+        where = bento.path if bento.image.endswith(bento.digest) else bento.image
+        print(f"{bento.tag}  {where}")
     return 0
 
 
 def build(workspace: Workspace, name: str, version: int | None = None) -> Bento:
     """Build the bento of `version` (default: the newest) and note it in the registry, unless it is there already.
+
+    On the cluster target its image is pushed, unless the cluster's registry has it.
 
     Raises Mistake (no such version, no service, code that is not committed), Refusal (the artifact is not the
     registered one), Unavailable.
@@ -78,6 +90,8 @@ def build(workspace: Workspace, name: str, version: int | None = None) -> Bento:
     with store_lock(workspace) as scratch:
         model = _download(workspace, name, facts.run, facts.artifact, scratch / "download")
         bento = package(workspace, name, model, scratch)
+    if cluster := access.load(workspace):
+        bento = _push(workspace, cluster, bento, facts.commit)
     if (facts.bento, facts.image) != (bento.tag, bento.image):
         registry.set_facts(workspace, name, number, bento=bento.tag, image=bento.image)
     return bento
@@ -98,6 +112,28 @@ def _require_committed(workspace: Workspace, name: str) -> None:
             [f"{path}: is not committed, and a bento is made of committed code only" for path in paths],
             tip="commit first (`git add` and `git commit`), then build again",
         )
+
+
+def _push(workspace: Workspace, cluster: access.Access, bento: Bento, commit: str) -> Bento:
+    from ci.environments import load_all
+    from ci.images.bento import provide
+
+    made = provide(workspace, cluster, bento, load_all(workspace.root)[0].registry, commit)
+    return replace(bento, image=made.reference, pushed=made.pushed, push_s=round(made.seconds, 3))
+
+
+def exists(workspace: Workspace, image: str) -> bool:
+    """Tell whether the target can serve `image`: the cluster's registry has it, or the store on the local target.
+
+    Raises Unavailable when the registry does not answer.
+    """
+    cluster = access.load(workspace)
+    if cluster is None:
+        return find(workspace, image) is not None
+    from ci.images.registry import Registry
+
+    match = _IMAGE.fullmatch(image)
+    return match is not None and Registry(cluster.push).digest(match[1], f"sha256:{match[2]}") is not None
 
 
 def find(workspace: Workspace, image: str) -> Path | None:

@@ -34,27 +34,34 @@ class Step:
     note = ""
 
 
+_running: list[Step] = []  # the innermost last
+
+
 @contextmanager
 def step(name: str) -> Generator[Step]:
     """Show `name` while the block runs, then its outcome and seconds, on standard error.
 
-    On a terminal the seconds tick; elsewhere one line is printed when the step ends.
+    On a terminal the seconds tick, of the innermost step; elsewhere one line is printed when the step ends.
     """
     current, begun, ended = Step(), time.monotonic(), threading.Event()
     live = sys.stderr.isatty()
 
     def tick() -> None:
         while not ended.wait(0.2):
+            if _running[-1:] != [current]:
+                continue
             print(f"\r\033[K  … {name}  {time.monotonic() - begun:.0f}s", end="", file=sys.stderr, flush=True)
 
     ticker = threading.Thread(target=tick, daemon=True)
     if live:
         ticker.start()
     mark = paint("✗", "red", sys.stderr)
+    _running.append(current)
     try:
         yield current
         mark = paint("✓", "green", sys.stderr)
     finally:
+        _running.remove(current)
         ended.set()
         if live:
             ticker.join()

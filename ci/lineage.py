@@ -1,7 +1,8 @@
 """`wharf lineage MODEL --env ENV`: follow a release back to where it comes from, and check every link.
 
-release (git) → version (registry) → run (MLflow) → data digest → training commit → evidence → artifact → bento.
+release (git) → version (registry) → run (MLflow) → data digest → training commit → evidence → artifact → bento → image.
 A link is checked on the thing itself: evidence and artifact are downloaded and digested, the commit is looked up.
+`wharf lineage pod/NAME` begins at a running pod of the cluster (see `ci.cluster.pod_lineage`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
+from ci.cluster import access
 from ci.console import paint, table
 from ci.environments import load_all
 from ci.errors import Mistake, Refusal, Unavailable, WharfError, did_you_mean
@@ -38,17 +40,18 @@ class Link:
     checked: bool = True
 
 
-class _NotHere(Exception):
+class NotHere(Exception):
     """What a link leads to is not on this machine, so it cannot be opened."""
 
 
 @dataclass(frozen=True)
 class Lineage:
-    """All links of one release."""
+    """All links of one release, or of one pod."""
 
     model: str
     environment: str
     links: tuple[Link, ...]
+    pod: str = ""  # `namespace/name` where it begins at a pod
 
     @property
     def verified(self) -> bool:
@@ -62,7 +65,7 @@ class Lineage:
 
     def as_dict(self) -> dict[str, object]:
         """Return what `--json` prints."""
-        head = {"model": self.model, "environment": self.environment}
+        head = {"model": self.model, "environment": self.environment, **({"pod": self.pod} if self.pod else {})}
         return {
             **head,
             "verified": self.verified,
@@ -89,25 +92,35 @@ def lineage(workspace: Workspace, name: str, environment: str) -> Lineage:
             f"'{name}' is not released in {environment}",
             tip=f"release it with `wharf promote {name} --to {environment}`",
         )
+    return Lineage(name, environment, tuple(links_of(workspace, found)))
+
+
+def links_of(workspace: Workspace, found: Released) -> list[Link]:
+    """Return the links of a release, from the commit that made it on; raises Unavailable."""
     release, store = found.release, connect(workspace)
+    on_cluster = access.load(workspace)
     links = [
         _release(workspace, found),
-        _checked("version", str(release.version), lambda: _version(workspace, release)),
-        _checked("run", release.run, lambda: _run(store, release)),
-        _checked("data", release.data, lambda: _data(store, release)),
-        _checked("commit", release.commit, lambda: _commit(workspace, store, release)),
-        _checked("evidence", release.evidence, lambda: _evidence(store, release)),
-        _checked("artifact", release.artifact, lambda: _artifact(store, release)),
-        _checked("bento", release.bento, lambda: _bento(workspace, release)),
+        checked("version", str(release.version), lambda: _version(workspace, release)),
+        checked("run", release.run, lambda: _run(store, release)),
+        checked("data", release.data, lambda: _data(store, release)),
+        checked("commit", release.commit, lambda: _commit(workspace, store, release)),
+        checked("evidence", release.evidence, lambda: _evidence(store, release)),
+        checked("artifact", release.artifact, lambda: _artifact(store, release)),
+        checked("bento", release.bento, lambda: _bento(workspace, release, whole=on_cluster is None)),
     ]
-    return Lineage(name, environment, tuple(links))
+    if on_cluster:
+        from ci.cluster import image
+
+        links.append(checked("image", release.image, lambda: image.verify(on_cluster, release)))
+    return links
 
 
-def _checked(link: str, value: str, check: Callable[[], str]) -> Link:
+def checked(link: str, value: str, check: Callable[[], str]) -> Link:
     """Return the link with what `check` says; what it refuses breaks the link."""
     try:
         return Link(link, True, value, check())
-    except _NotHere as error:
+    except NotHere as error:
         return Link(link, True, value, str(error), checked=False)
     except Unavailable:
         raise
@@ -197,13 +210,14 @@ def _artifact(store: Store, release: Release) -> str:
     return f"{path}, {len(content):,} bytes; digest of the download agrees"
 
 
-def _bento(workspace: Workspace, release: Release) -> str:
+def _bento(workspace: Workspace, release: Release, whole: bool) -> str:
     from ci.build import REGISTRY, content_hash
+    from ci.cluster.access import load as on_cluster
 
     tag = release.bento.partition(":")[2]
     folder = workspace.bento_store / "bentos" / release.model / tag
     if not folder.is_dir():
-        raise _NotHere("not checked: it is not in this machine's store")
+        raise NotHere("not checked: it is not in this machine's store")
     files = sorted(folder.glob("src/model/artifact.*"))
     if not files:
         raise Refusal("the bento in the store holds no artifact")
@@ -212,20 +226,21 @@ def _bento(workspace: Workspace, release: Release) -> str:
         "artifact": (f"sha256:{sha256_file(files[0])}", release.artifact),
         "content hash": (digest[:16], tag),
     }
-    if release.image.startswith(f"{REGISTRY}/"):  # there the image's digest is the whole content hash
+    if release.image.startswith(f"{REGISTRY}/") and not on_cluster(workspace):  # its digest is the content hash
         pairs["image"] = (f"{REGISTRY}/{release.model}@sha256:{digest}", release.image)
     _same("the bento in the store", pairs)
     return "in the store; its content has the hash that the release names, and the same artifact"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="name of the model")
-    parser.add_argument("--env", required=True, help="environment whose release to follow")
+    parser.add_argument("model", help="name of the model, or pod/NAME (pod/NAMESPACE/NAME) of a pod on the cluster")
+    parser.add_argument("--env", help="environment whose release to follow")
+    parser.add_argument("-n", "--namespace", help="namespace of the pod (default: where there is one of that name)")
     parser.add_argument("--json", action="store_true", help="print the links as JSON")
 
 
 def main(workspace: Workspace, options: argparse.Namespace) -> int:
-    found = lineage(workspace, options.model, options.env)
+    found = _found(workspace, options)
     if options.json:
         print(json.dumps(found.as_dict(), indent=2))
     else:
@@ -233,13 +248,28 @@ def main(workspace: Workspace, options: argparse.Namespace) -> int:
         print(table(["", "LINK", "VALUE", "WHAT WAS FOUND"], rows))
     broken = [link for link in found.links if not link.ok]
     if broken:
+        subject = f"pod {found.pod}" if found.pod else f"{found.model} in {found.environment}"
         raise Refusal(
-            [f"{found.model} in {found.environment}: {link.link} {link.value}: {link.detail}" for link in broken],
+            [f"{subject}: {link.link} {link.value}: {link.detail}" for link in broken],
             tip="what runs cannot be proven: promote a version whose links hold",
         )
     if not options.json:
         print(_summary(found))
     return 0
+
+
+def _found(workspace: Workspace, options: argparse.Namespace) -> Lineage:
+    kind, _, name = str(options.model).rpartition("/")
+    if kind == "pod" or kind.startswith(("pod/", "pods/")) or kind == "pods":
+        from ci.cluster import pod_lineage
+
+        return pod_lineage.lineage(workspace, kind.partition("/")[2] or options.namespace, name)
+    if options.env is None:
+        raise Mistake(
+            "--env: is missing: each environment has its own release",
+            tip=f"wharf lineage {options.model} --env ENV, or `wharf lineage pod/NAME` for a pod",
+        )
+    return lineage(workspace, options.model, options.env)
 
 
 def _sign(link: Link) -> str:

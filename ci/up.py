@@ -163,7 +163,7 @@ def _orphans(workspace: Workspace, names: list[str]) -> set[tuple[str, str]]:
     Releases come with a clone, and they stay in git when `.wharf` is forgotten; the registry of this machine then
     does not know their version. A bento that is only missing here is built again: the same inputs give the same one.
     """
-    from ci.build import build, find
+    from ci.build import build, exists
     from ci.environments import load_all
     from ci.registry import facts
 
@@ -173,7 +173,7 @@ def _orphans(workspace: Workspace, names: list[str]) -> set[tuple[str, str]]:
         for environment, release in _releases(workspace, name, order).items():
             try:
                 known = facts(workspace, name, release.version).run == release.run
-                if known and find(workspace, release.image) is None:
+                if known and not exists(workspace, release.image):
                     with step(f"build {name} again") as shown:
                         known = build(workspace, name, release.version).image == release.image
                         shown.note = f"version {release.version}"
