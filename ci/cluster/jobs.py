@@ -302,6 +302,8 @@ def _waiting(found: Json, pod: Json | None) -> tuple[str, str]:
         waiting = (one.get("state") or {}).get("waiting")
         if waiting and waiting.get("reason") in _STUCK:
             return str(waiting["reason"]), f"{waiting['reason']}: {_one_line(waiting.get('message') or one['image'])}"
+        if waiting:
+            return str(waiting.get("reason", "")), "its node makes the container: the image is pulled first"
     return "", ""
 
 

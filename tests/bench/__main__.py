@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-PARTS = ["bench_drift", "bench_gitops", "bench_serving", "bench_loop"]
+PARTS = ["bench_drift", "bench_gitops", "bench_serving", "bench_batch", "bench_loop"]
 
 if __name__ == "__main__":
     chosen = sys.argv[1:] or PARTS

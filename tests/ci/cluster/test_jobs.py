@@ -250,8 +250,13 @@ def test_what_it_waits_for_is_said_once() -> None:
     blocked = {
         "conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "no cpu"}]
     }
-    cluster = Cluster([({}, blocked), ({}, blocked), ({}, RUNNING), (ended("Complete"), RUNNING)], ["done"])
-    assert run(cluster) == ["waits: no node takes it: no cpu", "done"]
+    making = state(waiting={"reason": "ContainerCreating"})
+    scenes = [({}, blocked), ({}, blocked), ({}, making), ({}, making), ({}, RUNNING), (ended("Complete"), RUNNING)]
+    assert run(Cluster(scenes, ["done"])) == [
+        "waits: no node takes it: no cpu",
+        "waits: its node makes the container: the image is pulled first",
+        "done",
+    ]
 
 
 def test_a_queued_job_says_so() -> None:
