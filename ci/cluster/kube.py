@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import queue
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -203,7 +204,10 @@ class Kube:
     def run(
         self, pod: str, namespace: str, command: Sequence[str], *, container: str | None = None, timeout_s: float = 60
     ) -> str:
-        """Run a command in a container and return its standard output; raises CommandFailed when it fails."""
+        """Run a command in a container and return its standard output.
+
+        Raises CommandFailed when it fails, Unavailable when it neither ends nor writes anything for `timeout_s`.
+        """
         import httpx
         import httpx_ws
 
@@ -217,6 +221,7 @@ class Kube:
                 subprotocols=["v4.channel.k8s.io"],
                 max_message_size_bytes=16 * 1024 * 1024,
                 params=query,
+                headers={"Accept": "*/*"},  # a stream, not an object
                 extensions=self._extensions(),
             ) as socket:
                 while not said[3]:
@@ -226,8 +231,8 @@ class Kube:
             raise self._fault(error.response, _what("v1/Pod", pod, namespace)) from None
         except (httpx_ws.WebSocketDisconnect, httpx_ws.WebSocketNetworkError, httpx.TransportError) as error:
             raise self._unreachable(error) from None
-        except TimeoutError:
-            raise Unavailable(f"`{' '.join(command)}` in pod {pod}: no end after {timeout_s:g} seconds") from None
+        except queue.Empty:
+            raise Unavailable(f"`{' '.join(command)}` in pod {pod}: said nothing for {timeout_s:g} seconds") from None
         status: Json = json.loads(said[3])
         if status.get("status") != "Success":
             causes = (status.get("details") or {}).get("causes") or []

@@ -184,7 +184,10 @@ class KubeDouble:
         items = [
             {key: value for key, value in obj.items() if key not in ("apiVersion", "kind")}
             for (of, space, _), obj in sorted(self.objects.items())
-            if of == kind and namespace in ("", space) and _matches(obj, query.get("labelSelector", ""))
+            if of == kind
+            and namespace in ("", space)
+            and _matches(obj, query.get("labelSelector", ""))
+            and _has_fields(obj, query.get("fieldSelector", ""))
         ]
         begin, limit = int(query.get("continue", "0")), int(query.get("limit", "0")) or len(items)
         more = str(begin + limit) if begin + limit < len(items) else ""
@@ -251,6 +254,17 @@ def _matches(obj: Json, selector: str) -> bool:
     for term in filter(None, selector.split(",")):
         key, equals, value = term.partition("=")
         if key not in labels or (equals and labels[key] != value.lstrip("=")):
+            return False
+    return True
+
+
+def _has_fields(obj: Json, selector: str) -> bool:
+    for term in filter(None, selector.split(",")):
+        path, _, value = term.partition("=")
+        found: Any = obj
+        for part in path.split("."):
+            found = found.get(part, {})
+        if found != value:
             return False
     return True
 
