@@ -9,14 +9,16 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from pathlib import Path
 
 from ci import cli
 from ci.console import say
-from ci.errors import WharfError
+from ci.errors import Unavailable, WharfError
 from ci.mlflow_api.files import FileStore
 
 PREDICT = "predict"
+_PAUSE_S, _PATIENCE_S = 10.0, 600.0
 
 
 def command(words: list[str], fetch: list[tuple[str, str, str]]) -> tuple[str, ...]:
@@ -26,15 +28,30 @@ def command(words: list[str], fetch: list[tuple[str, str, str]]) -> tuple[str, .
 
 
 def main(argv: list[str]) -> int:
-    """Return the exit code of the work, or 2 to 4 (see ci.errors) when a file cannot be fetched."""
+    """Do the work and return its exit code (see ci.errors).
+
+    While MLflow is away it is tried again: what is done by then is in the pod, and nowhere else yet.
+    """
     mark = argv.index("--")
     parser = argparse.ArgumentParser(prog="ci.cluster.inside")
     parser.add_argument("--fetch", action="append", nargs=3, default=[], metavar=("RUN", "SHA256", "PATH"))
     options, words = parser.parse_args(argv[:mark]), argv[mark + 1 :]
+    ends = time.monotonic() + _PATIENCE_S
+    while True:
+        code = _once(options.fetch, words)
+        if code != Unavailable.exit_code or time.monotonic() > ends:
+            return code
+        say(f"  trying again in {_PAUSE_S:g} s")
+        time.sleep(_PAUSE_S)
+
+
+def _once(fetch: list[list[str]], words: list[str]) -> int:
     try:
-        for run, sha256, path in options.fetch:
-            FileStore(os.environ["MLFLOW_TRACKING_URI"]).receive(run, sha256, Path(path))
-            say(f"  {path} is here, sha256 {sha256[:16]}…")
+        for run, sha256, path in fetch:
+            target = Path(path)
+            if not target.is_file():
+                FileStore(os.environ["MLFLOW_TRACKING_URI"]).receive(run, sha256, target)
+                say(f"  {target.name} is here, sha256 {sha256[:16]}…")
         if words[0] == PREDICT:
             from ci.batching import worker
 
