@@ -158,6 +158,7 @@ def test_pods_that_are_refused_are_told_by_events(kube: Kube, double: KubeDouble
         "kind": "Event",
         "metadata": {"name": "server.1", "namespace": "one"},
         "involvedObject": {"name": "server"},
+        "type": "Warning",
         "message": "exceeded quota",
     }
     double.add(deployment(), event)
