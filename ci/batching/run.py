@@ -185,7 +185,7 @@ def _write(
     def say(part: rows.Part) -> tuple[Said, bool]:
         found = kept.load(part)
         if found is not None:
-            return found, True
+            return found, predictor is not None  # what another machine predicted just now is not from before
         if predictor is None:
             raise Unavailable(f"part {part.index} of the batch is missing", tip="run the same command again")
         said = predict(predictor, part, settings.k)
