@@ -26,6 +26,7 @@ T = TypeVar("T")
 
 TEAM = "diagnostics"
 ENVIRONMENTS = ("dev", "staging", "prod")
+OLD, NEW = 1, 2  # the versions that the tests carry
 PODS = "app.kubernetes.io/name=tumor"
 _SOMEBODY = Identity("Somebody with access to the origin", "somebody@example.invalid")
 

@@ -4,7 +4,7 @@
 whoever repeats a test: the next run with the same FOLDER finds them, repairs what is missing, and starts in seconds.
 
 `cluster`  the cluster (tests/cluster/cluster.py), with the platform on it and no model
-`tumor`    the same with versions 1 and 2 of the model tumor: 1 in staging and prod, 2 in dev
+`tumor`    the same with two versions of the model tumor: the old one in staging and prod, the new one in dev
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ci.cluster import access, kube, provider
 from ci.errors import Unavailable, WharfError
 from ci.images import base
 from ci.workspace import Workspace
-from tests.cluster.cluster import Cluster
+from tests.cluster.cluster import NEW, OLD, Cluster
 from tests.cluster.dump import dump
 from tests.e2e.newcomer import User, newcomer
 
@@ -118,17 +118,17 @@ def _replaced(text: str, pattern: str, by: str) -> str:
 
 @pytest.fixture(scope="session")
 def tumor(cluster: Cluster) -> Cluster:
-    """The cluster with version 1 of tumor in staging and prod, version 2 in dev; made unless it is there."""
+    """The cluster with the old version of tumor in staging and prod, the new one in dev; made unless it is there."""
     user = cluster.user
     if cluster.released("dev") is None:
         user.wharf("ship", "tumor")
     for environment in ("staging", "prod"):
         if cluster.released(environment) is None:
-            user.wharf("promote", "tumor", "--to", environment, "--version", "1")
-    if cluster.released("dev") == 1:
+            user.wharf("promote", "tumor", "--to", environment, "--version", str(OLD))
+    if cluster.released("dev") == OLD:
         cluster.change_model("C: 0.3", "C: 0.5")
         user.wharf("ship", "tumor")
-    for environment, version in (("dev", 2), ("staging", 1), ("prod", 1)):
+    for environment, version in (("dev", NEW), ("staging", OLD), ("prod", OLD)):
         if cluster.released(environment) != version:
             user.wharf("promote", "tumor", "--to", environment, "--version", str(version))
         cluster.wait_live(environment, version)

@@ -1,6 +1,6 @@
 """What dies or goes away under traffic: pods, nodes that are drained, Argo CD's parts, etcd and the API server.
 
-Each test leaves version 1 of tumor in staging, with its two replicas Ready.
+Each test leaves the old version of tumor in staging, with its two replicas Ready.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import time
 import pytest
 
 from ci.errors import Unavailable
-from tests.cluster.cluster import Cluster
+from tests.cluster.cluster import NEW, OLD, Cluster
 from tests.cluster.kill import kill_part, kill_pod
 
 pytestmark = pytest.mark.cluster
@@ -57,7 +57,7 @@ def test_a_drained_node_costs_no_request(tumor: Cluster) -> None:
             return True
 
         tumor.wait("the second pod evicted, once the first was replaced", evicted, 120, 1.0)
-        tumor.wait_live("staging", 1)
+        tumor.wait_live("staging", OLD)
         assert not {first["name"], second["name"]} & {pod["metadata"]["name"] for pod in tumor.pods("staging")}
         load.counts().require_no_loss()
 
@@ -66,21 +66,21 @@ def test_argo_cd_killed_in_the_middle_of_rollouts(tumor: Cluster) -> None:
     """SIGKILL to each part of Argo CD while it rolls a version out, and while it rolls it back."""
     with tumor.traffic("staging") as load:
         begun = time.monotonic()
-        tumor.user.wharf("promote", "tumor", "--to", "staging", "--version", "2")
+        tumor.user.wharf("promote", "tumor", "--to", "staging", "--version", str(NEW))
         kill_pod(tumor, "argocd-application-controller")  # while it syncs, or is about to
-        tumor.wait("a pod of version 2", lambda: _pods_of(tumor, 2), CONVERGES_S)
+        tumor.wait(f"a pod of version {NEW}", lambda: _pods_of(tumor, NEW), CONVERGES_S)
         kill_pod(tumor, "argocd-repo-server")
         kill_pod(tumor, "argocd-redis")
-        tumor.wait_live("staging", 2, CONVERGES_S)
+        tumor.wait_live("staging", NEW, CONVERGES_S)
         tumor.record("promote with most of Argo CD killed: until Healthy", time.monotonic() - begun)
         begun = time.monotonic()
         kill_pod(tumor, "argocd-repo-server")
         kill_pod(tumor, "argocd-applicationset-controller")
         tumor.user.wharf("rollback", "tumor", "--env", "staging")
         kill_pod(tumor, "argocd-redis")
-        tumor.wait("a pod of version 1", lambda: _pods_of(tumor, 1), CONVERGES_S)
+        tumor.wait(f"a pod of version {OLD}", lambda: _pods_of(tumor, OLD), CONVERGES_S)
         kill_pod(tumor, "argocd-application-controller")
-        tumor.wait_live("staging", 1, CONVERGES_S)
+        tumor.wait_live("staging", OLD, CONVERGES_S)
         tumor.record("rollback with all of Argo CD killed: until Healthy", time.monotonic() - begun)
         load.counts().require_no_loss()
 
@@ -90,18 +90,18 @@ def test_etcd_and_the_api_server_killed_in_the_middle_of_rollouts(tumor: Cluster
         pytest.skip(f"etcd and the API server of provider {tumor.access.provider} are not processes of this machine")
     with tumor.traffic("staging") as load:
         begun = time.monotonic()
-        tumor.user.wharf("promote", "tumor", "--to", "staging", "--version", "2")
-        tumor.wait("a pod of version 2", lambda: _pods_of(tumor, 2), CONVERGES_S)
+        tumor.user.wharf("promote", "tumor", "--to", "staging", "--version", str(NEW))
+        tumor.wait(f"a pod of version {NEW}", lambda: _pods_of(tumor, NEW), CONVERGES_S)
         tumor.record("etcd killed: until it is Ready again", kill_part("etcd"))
-        tumor.wait("two pods of version 2", lambda: len(_pods_of(tumor, 2)) == 2, CONVERGES_S)
+        tumor.wait(f"two pods of version {NEW}", lambda: len(_pods_of(tumor, NEW)) == 2, CONVERGES_S)
         tumor.record("API server killed: until it is Ready again", kill_part("kube-apiserver"))
-        tumor.wait_live("staging", 2, CONVERGES_S)
+        tumor.wait_live("staging", NEW, CONVERGES_S)
         tumor.record("promote with etcd and the API server killed: until Healthy", time.monotonic() - begun)
         begun = time.monotonic()
         tumor.user.wharf("rollback", "tumor", "--env", "staging")
         kill_part("kube-apiserver")
         kill_part("etcd")
-        tumor.wait_live("staging", 1, CONVERGES_S)
+        tumor.wait_live("staging", OLD, CONVERGES_S)
         tumor.record("rollback with the API server and etcd killed: until Healthy", time.monotonic() - begun)
         load.counts().require_no_loss()
 

@@ -1,5 +1,5 @@
 """What goes wrong on a cluster, and that it is put right or stays harmless: edits by hand, broken versions, forbidden
-objects. Each test leaves tumor as it found it: version 2 in dev, version 1 in staging and prod.
+objects. Each test leaves tumor as it found it: the new version in dev, the old one in staging and prod.
 
 The origin's check refuses broken manifests, so the tests commit them straight into the bare repository, as somebody
 who goes around the check.
@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from ci.cluster.kube import Rejected
-from tests.cluster.cluster import Cluster
+from tests.cluster.cluster import NEW, OLD, Cluster
 from tests.cluster.traffic import pod as harmless_pod
 
 pytestmark = pytest.mark.cluster
@@ -64,7 +64,7 @@ def test_edits_by_hand_are_reverted(tumor: Cluster) -> None:
 
             tumor.wait(f"the edit of {what} reverted", reverted, SELF_HEAL_S, 0.2)
             tumor.record(f"edit of {what} by hand: until it is reverted", time.monotonic() - begun)
-        tumor.wait_live("staging", 1)
+        tumor.wait_live("staging", OLD)
         load.counts().require_no_loss()
 
 
@@ -78,7 +78,7 @@ def test_a_service_that_is_deleted_by_hand_comes_back(tumor: Cluster) -> None:
         0.2,
     )
     tumor.record("Service deleted by hand: until it is back", time.monotonic() - begun)
-    tumor.wait_live("staging", 1)
+    tumor.wait_live("staging", OLD)
     with tumor.traffic("staging") as load:
         load.counts().require_no_loss()
 
@@ -108,9 +108,9 @@ def _says(cluster: Cluster, environment: str, word: str, health: str = "") -> bo
 def test_broken_versions_leave_the_old_one_serving(tumor: Cluster) -> None:
     """One kind of broken version in each environment, at once: each says why, and none costs a request."""
     broken = {
-        "dev": (_unknown_image, 2, "nosuchmodel"),
-        "staging": (_wrong_digest, 1, "0000000000"),
-        "prod": (_flipped_byte, 1, "sha256"),
+        "dev": (_unknown_image, NEW, "nosuchmodel"),
+        "staging": (_wrong_digest, OLD, "0000000000"),
+        "prod": (_flipped_byte, OLD, "sha256"),
     }
     good = tumor.main
     serving = {environment: {pod["metadata"]["name"] for pod in tumor.pods(environment)} for environment in broken}
@@ -165,7 +165,7 @@ def test_a_project_refuses_foreign_namespaces_and_cluster_scoped_kinds(tumor: Cl
         assert tumor.kube.get("v1/ServiceAccount", "intruder", "default") is None
         assert tumor.kube.get("rbac.authorization.k8s.io/v1/ClusterRole", "intruder") is None
         tumor.bypass(f"Nothing for {word}", {path: None})
-        tumor.wait_live("dev", 2)
+        tumor.wait_live("dev", NEW)
     # The same kind of object in the team's own namespace is let in: the project was what refused it.
     path = rendered("dev", "inside.yaml")
     tumor.bypass("An account of the team's own", {path: yaml.safe_dump(inside)})
@@ -173,7 +173,7 @@ def test_a_project_refuses_foreign_namespaces_and_cluster_scoped_kinds(tumor: Cl
     tumor.wait("an allowed object", lambda: tumor.kube.get(*there), 60)
     tumor.bypass("No account of the team's own", {path: None})
     tumor.wait("the allowed object pruned", lambda: tumor.kube.get(*there) is None, 60)
-    tumor.wait_live("dev", 2)
+    tumor.wait_live("dev", NEW)
 
 
 def test_a_pod_that_breaks_the_restricted_profile_is_refused(tumor: Cluster) -> None:

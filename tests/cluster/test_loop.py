@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from ci.withdraw import withdraw
-from tests.cluster.cluster import ENVIRONMENTS, Cluster, body
+from tests.cluster.cluster import ENVIRONMENTS, NEW, OLD, Cluster, body
 
 pytestmark = pytest.mark.cluster
 
@@ -65,7 +65,7 @@ def test_a_shipped_model_answers_through_its_service(cluster: Cluster) -> None:
         begun = time.monotonic()
         cluster.user.wharf("ship", "tumor")
         cluster.record("ship tumor: train, gate, register, build an image, release", time.monotonic() - begun)
-        cluster.record("… until it is Synced and Healthy in dev", cluster.wait_live("dev", 1))
+        cluster.record("… until it is Synced and Healthy in dev", cluster.wait_live("dev", OLD))
     with cluster.traffic("dev") as load:
         counts = load.counts()
     counts.require_no_loss()
@@ -75,9 +75,9 @@ def test_a_shipped_model_answers_through_its_service(cluster: Cluster) -> None:
 def test_it_goes_from_dev_to_staging_to_prod(cluster: Cluster) -> None:
     begun = time.monotonic()
     for environment in ("staging", "prod"):
-        cluster.user.wharf("promote", "tumor", "--to", environment, "--version", "1")
+        cluster.user.wharf("promote", "tumor", "--to", environment, "--version", str(OLD))
     for environment in ("staging", "prod"):
-        cluster.wait_live(environment, 1)
+        cluster.wait_live(environment, OLD)
         assert len(cluster.ready_pods(environment)) == 2
     cluster.record("promote to staging and to prod, two replicas each, until Healthy", time.monotonic() - begun)
     with cluster.traffic("prod") as load:
@@ -94,13 +94,13 @@ def test_the_prediction_is_right(cluster: Cluster) -> None:
         )
         answer = json.loads(cluster.kube.run(load.name, load.namespace, ["python3", "-c", code, load.url]))
     assert answer["predictions"] == ["malignant"] * len(json.loads(body(2))["rows"])
-    assert (answer["model"], answer["version"]) == ("tumor", 1)
+    assert (answer["model"], answer["version"]) == ("tumor", OLD)
 
 
 def test_status_shows_what_argo_cd_and_kubernetes_say(tumor: Cluster) -> None:
     rows = {row["environment"]: row for row in json.loads(tumor.user.wharf("status", "tumor", "--json"))}
     assert list(rows) == list(ENVIRONMENTS)
-    for environment, version in (("dev", 2), ("staging", 1), ("prod", 1)):
+    for environment, version in (("dev", NEW), ("staging", OLD), ("prod", OLD)):
         row = rows[environment]
         assert (row["target"], row["version"], row["desired"]) == ("cluster", version, version)
         assert (row["sync"], row["health"]) == ("Synced", "Healthy")
@@ -124,23 +124,23 @@ def test_from_a_running_pod_back_to_the_data(tumor: Cluster) -> None:
 def test_a_rolling_update_and_a_rollback_lose_no_request(tumor: Cluster) -> None:
     with tumor.traffic("staging", rate=50) as load:
         begun = time.monotonic()
-        tumor.user.wharf("promote", "tumor", "--to", "staging", "--version", "2")
-        tumor.wait_live("staging", 2)
-        load.wait_for_version(2, 60)
-        tumor.record("promote to staging: command until version 2 alone answers", time.monotonic() - begun)
+        tumor.user.wharf("promote", "tumor", "--to", "staging", "--version", str(NEW))
+        tumor.wait_live("staging", NEW)
+        load.wait_for_version(NEW, 60)
+        tumor.record("promote to staging: command until the new version alone answers", time.monotonic() - begun)
         begun = time.monotonic()
         tumor.user.wharf("rollback", "tumor", "--env", "staging")
-        took = load.wait_for_first(1, ROLLBACK_S, begun)
-        tumor.record("rollback of staging: command until version 1 answers again", took)
-        load.wait_for_version(1, 90)
-        tumor.record("… until version 1 alone answers", time.monotonic() - begun)
-        tumor.wait_live("staging", 1)
+        took = load.wait_for_first(OLD, ROLLBACK_S, begun)
+        tumor.record("rollback of staging: command until the old version answers again", took)
+        load.wait_for_version(OLD, 90)
+        tumor.record("… until the old version alone answers", time.monotonic() - begun)
+        tumor.wait_live("staging", OLD)
         counts = load.counts()
     counts.require_no_loss()
     application = tumor.application("staging")
     assert application["spec"]["syncPolicy"]["automated"] == {"prune": True, "selfHeal": True}  # left on
     subject = tumor.user.git("log", "-1", "--format=%s", tumor.main)
-    assert subject == "Roll tumor back to version 1 in staging"
+    assert subject == f"Roll tumor back to version {OLD} in staging"
 
 
 def test_a_removed_release_is_pruned(tumor: Cluster) -> None:

@@ -1,6 +1,6 @@
 """Two promotions at once, from two working copies: the origin decides, its history stays a line, the cluster follows.
 
-Leaves version 2 of tumor in dev and version 1 in staging and prod.
+Leaves the new version of tumor in dev and the old one in staging and prod.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.cluster import Cluster
+from tests.cluster.cluster import NEW, OLD, Cluster
 
 pytestmark = pytest.mark.cluster
 
@@ -45,32 +45,32 @@ def history_since(cluster: Cluster, commit: str) -> list[str]:
 def test_promotions_to_two_environments_both_arrive(tumor: Cluster, second: Path) -> None:
     before = tumor.main
     both = ended(
-        tumor.begin("promote", "tumor", "--to", "staging", "--version", "2"),
-        tumor.begin("promote", "tumor", "--to", "dev", "--version", "1", clone=second),
+        tumor.begin("promote", "tumor", "--to", "staging", "--version", str(NEW)),
+        tumor.begin("promote", "tumor", "--to", "dev", "--version", str(OLD), clone=second),
     )
     assert [code for code, _ in both] == [0, 0], both
     assert sorted(history_since(tumor, before)) == [
-        "Promote tumor version 1 to dev",
-        "Promote tumor version 2 to staging",
+        f"Promote tumor version {OLD} to dev",
+        f"Promote tumor version {NEW} to staging",
     ]
-    tumor.wait_live("staging", 2)
-    tumor.wait_live("dev", 1)
+    tumor.wait_live("staging", NEW)
+    tumor.wait_live("dev", OLD)
 
 
 def test_the_same_promotion_twice_and_a_rollback_at_once(tumor: Cluster, second: Path) -> None:
-    for environment, version in (("dev", 1), ("staging", 2)):
+    for environment, version in (("dev", OLD), ("staging", NEW)):
         if tumor.released(environment) != version:
             tumor.user.wharf("promote", "tumor", "--to", environment, "--version", str(version))
     before = tumor.main
     three = ended(
-        tumor.begin("promote", "tumor", "--to", "dev", "--version", "2"),
-        tumor.begin("promote", "tumor", "--to", "dev", "--version", "2", clone=second),
+        tumor.begin("promote", "tumor", "--to", "dev", "--version", str(NEW)),
+        tumor.begin("promote", "tumor", "--to", "dev", "--version", str(NEW), clone=second),
         tumor.begin("rollback", "tumor", "--env", "staging", clone=second),
     )
     assert [code for code, _ in three] == [0, 0, 0], three
     assert sorted(history_since(tumor, before)) == [
-        "Promote tumor version 2 to dev",
-        "Roll tumor back to version 1 in staging",
+        f"Promote tumor version {NEW} to dev",
+        f"Roll tumor back to version {OLD} in staging",
     ]
-    tumor.wait_live("dev", 2)
-    tumor.wait_live("staging", 1)
+    tumor.wait_live("dev", NEW)
+    tumor.wait_live("staging", OLD)
