@@ -127,7 +127,11 @@ def _pod(work: Work) -> Json:
         tolerations.append({"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"})
     if tolerations:
         placed["tolerations"] = tolerations
-    requests: Json = {"cpu": needs.cpu, "memory": needs.memory, "ephemeral-storage": "100Mi"}
+    requests: Json = {
+        "cpu": needs.cpu,
+        "memory": needs.memory,
+        "ephemeral-storage": "1Mi",
+    }  # the least: without it the limit counts
     limits: Json = {"memory": needs.memory, "ephemeral-storage": needs.scratch}
     if needs.gpu:
         limits["nvidia.com/gpu"] = requests["nvidia.com/gpu"] = needs.gpu

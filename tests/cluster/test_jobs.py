@@ -42,11 +42,8 @@ def test_a_training_on_the_cluster_is_the_run_that_it_would_be_here(cluster: Clu
 
 
 def test_the_job_leads_back_to_its_commit(cluster: Cluster) -> None:
-    (found,) = [
-        job
-        for job in cluster.kube.list("batch/v1/Job", jobs.NAMESPACE, "app.kubernetes.io/name=tumor")
-        if job["metadata"]["labels"]["app.kubernetes.io/component"] == "train"
-    ]
+    made = cluster.kube.list("batch/v1/Job", jobs.NAMESPACE, "app.kubernetes.io/component=train")
+    found = max(made, key=lambda job: job["metadata"]["creationTimestamp"])
     assert found["metadata"]["annotations"]["modelwharf.io/commit"] == cluster.user.git("rev-parse", "HEAD")
     assert found["spec"]["template"]["spec"]["containers"][0]["image"].startswith("wharf.local/wharf-trainer@sha256:")
 

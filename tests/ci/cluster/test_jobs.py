@@ -46,7 +46,7 @@ def gpu_needs() -> Jobs:
     )
 
 
-@pytest.mark.parametrize("needs", [Jobs(), gpu_needs()])
+@pytest.mark.parametrize("needs", [Jobs(), Jobs(scratch="1Mi"), gpu_needs()])
 def test_kubernetes_accepts_the_objects(needs: Jobs) -> None:
     for obj in (jobs.job(work(needs=needs)), jobs.policy("modelwharf")):
         kubernetes_validate.validate(json.loads(json.dumps(obj)), "1.34", strict=True)
