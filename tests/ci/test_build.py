@@ -16,11 +16,15 @@ import pytest
 
 from ci import build
 from ci.cli import main
+from ci.cluster import access
 from ci.errors import Mistake, Refusal, Unavailable
+from ci.images.bento import BentoImage
+from ci.images.registry import MANIFEST
 from ci.requirements import BY_FORMAT, SERVING, export
 from ci.shell import CommandFailed, git
 from ci.workspace import Workspace
 from tests.bentos import artifacts
+from tests.ci.images.registry_server import registry_server
 from tests.mlflow_server import ROOT
 from tests.registry_double import RegistryDouble, registry_double
 
@@ -212,6 +216,55 @@ def test_a_build_that_takes_too_long_can_be_tried_again(
     with pytest.raises(Unavailable, match="bentoml did not build the bento of 'tumor' within 300 seconds"):
         package(workspace, model)
     assert not leftovers(workspace)
+
+
+# --- the cluster target ---
+
+
+def test_on_a_cluster_the_version_names_the_image_that_was_pushed(
+    workspace: Workspace,
+    registry: RegistryDouble,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    add_version(registry, model)
+    made = build.Bento("tumor:" + "b" * 16, "b" * 64, "wharf.local/tumor@sha256:" + "b" * 64, tmp_path, built=True)
+    monkeypatch.setattr(build, "package", lambda *_: made)
+    asked: list[tuple[object, ...]] = []
+
+    def provide(_: Workspace, *words: object) -> BentoImage:
+        asked.append(words)
+        return BentoImage("wharf.local/tumor@sha256:" + "a" * 64, pushed=5080, seconds=0.12)
+
+    monkeypatch.setattr("ci.images.bento.provide", provide)
+    cluster = access.Access("node", tmp_path / "kubeconfig", "here", "wharf.local", "127.0.0.1:5050", None)
+    access.save(workspace, cluster)
+    monkeypatch.chdir(workspace.root)
+    assert main(["build", "tumor", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["image"], shown["pushed"], shown["push_s"]) == ("wharf.local/tumor@sha256:" + "a" * 64, 5080, 0.12)
+    assert registry.versions["tumor", 1]["wharf.image"] == "wharf.local/tumor@sha256:" + "a" * 64
+    commit = registry.versions["tumor", 1]["wharf.commit"]
+    assert asked == [(cluster, made, "wharf.local", commit)]  # the registry that the first environment names
+    assert main(["build", "tumor"]) == 0
+    assert capsys.readouterr().out == f"{made.tag}  wharf.local/tumor@sha256:{'a' * 64}\n"
+
+
+def test_whether_an_image_exists_is_asked_of_the_clusters_registry(workspace: Workspace, tmp_path: Path) -> None:
+    with registry_server() as server:
+        config = {**server.add("tumor", b"{}"), "mediaType": "x"}
+        digest = server.add_manifest("tumor", "t", {"mediaType": MANIFEST, "config": config, "layers": []})
+        assert not build.exists(workspace, f"wharf.local/tumor@{digest}")  # the local target has a store
+        access.save(workspace, access.Access("node", tmp_path / "k", "here", "wharf.local", server.place, None))
+        assert build.exists(workspace, f"wharf.local/tumor@{digest}")
+        assert not build.exists(workspace, f"wharf.local/tumor@sha256:{'0' * 64}")
+        assert not build.exists(workspace, f"wharf.local/digits@{digest}")
+        assert not build.exists(workspace, "wharf.local/tumor:latest")
+        server.fail = 500
+        with pytest.raises(Unavailable, match="500"):
+            build.exists(workspace, f"wharf.local/tumor@{digest}")
 
 
 # --- real builds ---
