@@ -12,8 +12,9 @@ import json
 import os
 import tarfile
 import tempfile
+import time
 from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
@@ -23,6 +24,7 @@ from ci.files import write_atomic
 from ci.images.zipped import Zipped
 
 _CHUNK = 1 << 20
+_KEPT_S = 30 * 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -104,13 +106,25 @@ def cached(key: str) -> Layer | None:
     try:
         raw = json.loads((_folder() / f"{key}.json").read_bytes())
         layer = Layer(_folder() / raw["file"], raw["digest"], raw["diff_id"], raw["size"])
-        return layer if layer.path.stat().st_size == layer.size else None
+        if layer.path.stat().st_size != layer.size:
+            return None
+        for used in (layer.path, _folder() / f"{key}.json"):
+            os.utime(used)
+        return layer
     except (OSError, ValueError, KeyError):
         return None
 
 
 def _folder() -> Path:
     return cache() / "layers"
+
+
+def _forget_unused() -> None:
+    """Remove layers that nothing has used for a month: each lock file and each version of a model leaves some."""
+    for path in _folder().iterdir():
+        with suppress(FileNotFoundError):  # another process does the same
+            if path.stat().st_mtime < time.time() - _KEPT_S:
+                path.unlink()
 
 
 def _with_parents(entries: Iterable[Entry]) -> list[Entry]:
@@ -159,6 +173,7 @@ def _finished(key: str | None) -> Generator[tuple[Zipped, Callable[[], Layer]]]:
                 path = _folder() / f"{digest}.tar.gz"
                 layer = Layer(path, f"sha256:{digest}", f"sha256:{archive.plain.hexdigest()}", archive.size)
                 draft.replace(path)
+                _forget_unused()
                 if key:
                     known = {"file": path.name, "digest": layer.digest, "diff_id": layer.diff_id, "size": layer.size}
                     write_atomic(_folder() / f"{key}.json", json.dumps(known))

@@ -7,6 +7,7 @@ import hashlib
 import io
 import os
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,16 @@ def test_a_layer_is_found_again_by_its_key_until_it_is_damaged() -> None:
     made.path.write_bytes(made.path.read_bytes()[:-1])
     assert layers.cached("key") is None
     assert layers.pack([Entry("/a", content=b"1")], "key") == made and layers.cached("key") == made
+
+
+def test_what_nothing_used_for_a_month_is_removed() -> None:
+    old, kept = layers.pack([Entry("/a", content=b"1")], "old"), layers.pack([Entry("/a", content=b"2")], "kept")
+    month = time.time() - 31 * 24 * 3600
+    for path in (layers.cache() / "layers").iterdir():
+        os.utime(path, (month, month))
+    assert layers.cached("kept") == kept  # this is a use
+    layers.pack([Entry("/a", content=b"3")])
+    assert layers.cached("old") is None and not old.path.exists() and layers.cached("kept") == kept
 
 
 def test_an_archive_is_compressed_as_it_is(tmp_path: Path) -> None:
