@@ -1,4 +1,4 @@
-"""`wharf logs`: what the process of a model, MLflow or the agent said."""
+"""`wharf logs`: what the process of a model, MLflow or the agent said; on a cluster what the pods say."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from ci.cluster import access
 from ci.errors import Mistake
 from ci.workspace import Workspace
 
@@ -16,13 +17,18 @@ _TAIL_BYTES = 4 * 1024 * 1024  # the end of a log that is looked at for its last
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", help="a model, or one of: mlflow, agent")
+    parser.add_argument("name", help="a model, or one of: mlflow, agent (on a cluster argocd)")
     parser.add_argument("--env", help="of this environment only (default: of all)")
     parser.add_argument("-f", "--follow", action="store_true", help="go on until Ctrl-C")
     parser.add_argument("-n", "--lines", type=int, default=50, help="how many lines of the end (default: 50)")
 
 
 def main(workspace: Workspace, options: argparse.Namespace) -> int:
+    if access.load(workspace):
+        from ci.cluster import podlogs
+
+        podlogs.show(workspace, options.name, options.env, options.lines, options.follow)
+        return 0
     files = log_files(workspace, options.name, options.env)
     many = len(files) > 1
     places = {name: _show(name, path, options.lines, many) for name, path in files.items()}

@@ -31,7 +31,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(workspace: Workspace, options: argparse.Namespace) -> int:
     promotion = ship(workspace, options.model, data=options.data)
-    if promotion.branch == "main" and not agent_fault(workspace):  # only the local target's agent is asked at once
+    if promotion.branch == "main" and not agent_fault(workspace):  # a target that nobody watches would never say so
         with step(f"serve {promotion.model} in {promotion.environment}") as shown:
             shown.note = wait_healthy(workspace, promotion.model, promotion.environment, promotion.version)
     print(json.dumps(asdict(promotion), default=str) if options.json else promotion.summary)

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ci import history as releases
-from ci.console import step
+from ci.console import say, step
 from ci.environments import load_all
-from ci.errors import Mistake, Refusal
+from ci.errors import Mistake, Refusal, Unavailable
 from ci.files import write_atomic
 from ci.gating.evidence import kept_path
 from ci.mlflow_api.store import NoArtifact, Store, connect
@@ -61,7 +61,7 @@ def write_site(workspace: Workspace, folder: Path) -> list[Path]:
     """Write the site into `folder` and return its pages, the index first; raises Unavailable when MLflow is down."""
     environments = [environment.name for environment in load_all(workspace.root)]
     store = connect(workspace)
-    running = applications(workspace)
+    running = _running_now(workspace)
     with ThreadPoolExecutor(8) as pool:
         pages = list(
             pool.map(
@@ -74,6 +74,15 @@ def write_site(workspace: Workspace, folder: Path) -> list[Path]:
         written.append(folder / f"{page.spec.name}.html")
         write_atomic(written[-1], _model(page, environments, shown_uri(store.uri)))
     return written
+
+
+def _running_now(workspace: Workspace) -> list[Application]:
+    """Return what runs; nothing where the cluster does not answer: the rest of the pages is worth having."""
+    try:
+        return applications(workspace)
+    except Unavailable as error:
+        say(f"  {error.lines[0]}: the pages say what is released, not how it is")
+        return []
 
 
 def _gather(

@@ -34,6 +34,7 @@ _CONTROLLERS = {  # without it …
     "argocd-redis": "new commits do not reach the cluster",
     "argocd-applicationset-controller": "new releases get no Application, and removed ones stay",
 }
+_NEVER = {"ImagePullBackOff", "InvalidImageName", "CreateContainerConfigError"}  # tried again and again, in vain
 _LOOKED_INTO = 8  # of so many that are not well, log or events are asked for; an outage has one cause, not hundreds
 
 
@@ -67,11 +68,18 @@ def applications(workspace: Workspace) -> list[Application]:
     access = cluster_access.require(workspace)
     kube = client(access)
     with ThreadPoolExecutor(8) as pool:
-        asked = pool.submit(wanted, workspace)
         seen = _explain(pool, kube, _look(pool, kube, access, namespace_of(workspace)))
-        git = asked.result()
-    behind = git.behind((key, _revision(app)) for key, app in seen.applications.items())
-    return [_judge(seen, git, key, behind) for key in sorted({*seen.applications, *git.folders, *git.versions})]
+    git = wanted(workspace)  # after the look: a commit that is pushed meanwhile must not look like an old one
+    older, strange = git.behind((key, _revision(app)) for key, app in seen.applications.items())
+    keys = sorted({*seen.applications, *git.folders, *git.versions})
+    return [_judge(seen, git, key, key in older, key in strange) for key in keys]
+
+
+def hopeless(application: Application) -> str:
+    """Return why the version that git wants will not start by itself; empty while it may."""
+    pods = application.pods if isinstance(application, ClusterApplication) else ()
+    ill = [pod for pod in pods if pod.version == application.desired and not pod.ready and pod.reason]
+    return next((pod.reason for pod in ill if pod.restarts > 1 or pod.status in _NEVER), "")
 
 
 def fault(workspace: Workspace) -> str:
@@ -151,7 +159,7 @@ def _revision(app: Json) -> str:
 # -- judging -----------------------------------------------------------------------------------------------------------
 
 
-def _judge(seen: _Seen, git: Wanted, key: Key, behind: set[Key]) -> ClusterApplication:
+def _judge(seen: _Seen, git: Wanted, key: Key, older: bool, strange: bool) -> ClusterApplication:
     """Put together what git, Argo CD and the pods say of one model in one environment."""
     model, environment = key
     app, deployment, pods = seen.applications.get(key), seen.deployments.get(key), seen.pods.get(key, [])
@@ -165,7 +173,12 @@ def _judge(seen: _Seen, git: Wanted, key: Key, behind: set[Key]) -> ClusterAppli
         sync, health = "OutOfSync", "Missing"
     elif "deletionTimestamp" in app["metadata"] or key not in git.folders:
         sync, why = "OutOfSync", "is being removed: git has no release of it any more"
-    elif key in behind and sync == "Synced":
+    elif strange:
+        sync, why = (
+            "Unknown",
+            f"runs commit {_revision(app)[:10]}, which is not in git: does Argo CD follow another repository?",
+        )
+    elif older and sync == "Synced":
         sync, why = "OutOfSync", why or f"Argo CD has not seen commit {git.commit[:10]} yet"
     if blind:  # nobody updates what Argo CD once said
         sync, health = "Unknown", _health(deployment)

@@ -26,22 +26,27 @@ class Wanted:
     versions: dict[Key, int]
     folders: dict[Key, str]
 
-    def behind(self, revisions: Iterable[tuple[Key, str]]) -> set[Key]:
-        """Return the keys whose rendered folder in the commit beside them is not the one of the main branch.
+    def behind(self, revisions: Iterable[tuple[Key, str]]) -> tuple[set[Key], set[Key]]:
+        """Judge the commit beside each key: those whose rendered folder differs there from the main branch's, and
+        those whose commit is no commit of this repository at all.
 
-        A commit that is not in this repository says nothing: its key is not returned.
+        In a shallow repository old commits are missing, so there the second set is empty.
         """
         asked = [(key, revision) for key, revision in revisions if revision and revision != self.commit]
         if not asked:
-            return set()
+            return set(), set()
         lines = [f"{revision}^{{commit}}\n{revision}:{folder_of(key)}\n" for key, revision in asked]
         told = git(self.repository, "cat-file", "--batch-check", env=PLAIN, stdin="".join(lines)).splitlines()
-        known, found = told[::2], told[1::2]
-        return {
-            key
-            for (key, _), commit, line in zip(asked, known, found, strict=True)
-            if not commit.endswith("missing") and line.split()[0] != self.folders.get(key, line.split()[0])
-        }
+        older: set[Key] = set()
+        strange: set[Key] = set()
+        for (key, _), commit, folder in zip(asked, told[::2], told[1::2], strict=True):
+            if commit.endswith("missing"):
+                strange.add(key)
+            elif folder.split()[0] != self.folders.get(key, folder.split()[0]):
+                older.add(key)
+        if strange and git(self.repository, "rev-parse", "--is-shallow-repository", env=PLAIN) == "true":
+            strange.clear()
+        return older, strange
 
 
 def folder_of(key: Key) -> str:

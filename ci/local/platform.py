@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ci.console import say
 from ci.errors import Unavailable
@@ -19,6 +19,9 @@ from ci.local import processes
 from ci.local.processes import HOST, Mark
 from ci.shell import CommandFailed, git
 from ci.workspace import Workspace, shown_uri, tracking_uri
+
+if TYPE_CHECKING:
+    from ci.status import Application
 
 MLFLOW_PORTS = range(5001, 5020)  # 5000 is taken on many machines (AirPlay, registries)
 MLFLOW_SECONDS = 120.0  # the first start makes the database
@@ -208,33 +211,52 @@ def wait_healthy(
 ) -> str:
     """Wait until `version` (None: whatever git wants) of `name` is Synced and Healthy; return its address.
 
-    `watch` is told how things stand. Raises Unavailable with the agent's reason when it is not there in `timeout`
-    seconds, or as soon as the agent does not run or the version failed twice.
+    `watch` is told how things stand. Raises Unavailable with the reason when it is not there in `timeout` seconds, or
+    as soon as waiting is of no use: the agent does not run, or on a cluster no pod of the version can start.
     """
-    from ci.status import Application, agent_fault, applications
+    from ci.cluster import access
 
+    who, look = ("Argo CD", _look_at_cluster) if access.load(workspace) else ("the agent", _look_at_agent)
     found: Application | None = None
     fault = ""
 
     def settled() -> bool:
         nonlocal found, fault
-        fault = agent_fault(workspace)
-        here = [a for a in applications(workspace) if (a.model, a.environment) == (name, environment)]
-        found = here[0] if here else None
+        found, fault = look(workspace, name, environment)
         if found:
             watch(f"{found.health}{f': {found.message}' if found.message else ''}")
         return bool(fault) or _there(found, version)
 
     processes.wait_until(settled, timeout, 0.2)
-    if fault:
-        raise Unavailable(f"{name} in {environment}: {fault}")
     if found and _there(found, version):
         return found.url
-    reason = f"{found.sync}, {found.health}: {found.message}" if found else "the agent has not seen its release"
+    if fault:
+        raise Unavailable(f"{name} in {environment}: {fault}")
+    reason = f"{found.sync}, {found.health}: {found.message}" if found else f"{who} has not seen its release"
     raise Unavailable(
         f"{name} in {environment} is not Healthy after {timeout:g} seconds: {reason}",
         tip=f"`wharf logs {name} --env {environment}` shows what its process says",
     )
+
+
+def _look_at_agent(workspace: Workspace, name: str, environment: str) -> tuple[Application | None, str]:
+    """Return the application, and why waiting for it is of no use."""
+    from ci.status import agent_fault, applications
+
+    fault = agent_fault(workspace)
+    here = [a for a in applications(workspace) if (a.model, a.environment) == (name, environment)]
+    return (here[0] if here else None), fault
+
+
+def _look_at_cluster(workspace: Workspace, name: str, environment: str) -> tuple[Application | None, str]:
+    from ci.cluster import argocd
+    from ci.status import applications
+
+    try:
+        here = [a for a in applications(workspace) if (a.model, a.environment) == (name, environment)]
+    except Unavailable:
+        return None, ""  # an API server that restarts: it goes on when it is back
+    return (here[0], argocd.hopeless(here[0])) if here else (None, "")
 
 
 def _there(application: Any, version: int | None) -> bool:

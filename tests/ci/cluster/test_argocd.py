@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from ci.cluster import access, argocd, night
 from ci.cluster.access import Access
 from ci.cluster.argocd import ClusterApplication
 from ci.errors import Unavailable
+from ci.local.platform import wait_healthy
 from ci.shell import git
 from ci.status import agent_fault, revision
 from ci.workspace import Workspace
@@ -253,9 +255,52 @@ def test_a_release_that_argo_cd_has_not_seen_is_out_of_sync(workspace: Workspace
     assert found.message == f"Argo CD has not seen commit {commit[:10]} yet; version 3 goes on serving"
 
 
-def test_a_commit_that_is_not_here_says_nothing(workspace: Workspace, cluster: KubeDouble) -> None:
+def test_a_commit_that_git_does_not_have_is_of_another_repository(workspace: Workspace, cluster: KubeDouble) -> None:
     cluster.add(application("tumor", "dev", revision="1" * 40), model_pod("tumor", "dev", 3))
-    assert only(workspace).well
+    found = only(workspace)
+    assert (found.sync, found.health) == ("Unknown", "Healthy")
+    assert found.message.startswith("runs commit 1111111111, which is not in git: does Argo CD follow another")
+
+
+def test_in_a_shallow_clone_an_old_commit_says_nothing(
+    workspace: Workspace, cluster: KubeDouble, tmp_path: Path
+) -> None:
+    old = head(workspace)
+    release(workspace, "tumor", "staging", 1)
+    git(tmp_path, "clone", "--quiet", "--depth=1", f"file://{workspace.root}", "shallow")
+    git(tmp_path / "shallow", "remote", "remove", "origin")
+    shallow = Workspace(tmp_path / "shallow")
+    access.save(shallow, access.require(workspace))
+    cluster.add(application("tumor", "dev", revision=old), model_pod("tumor", "dev", 3))
+    assert next(each for each in argocd.applications(shallow) if each.environment == "dev").well
+
+
+def test_waiting_goes_on_through_a_restart_of_the_server(workspace: Workspace, cluster: KubeDouble) -> None:
+    cluster.add(at(workspace, health="Progressing"), service("tumor", "dev"))
+    told: list[str] = []
+
+    def come_back() -> None:
+        cluster.add(at(workspace), model_pod("tumor", "dev", 3))
+        cluster.start()
+
+    cluster.stop()
+    later = threading.Timer(1.0, come_back)
+    later.start()
+    assert wait_healthy(workspace, "tumor", "dev", 3, timeout=20, watch=told.append) == "http://10.96.7.7"
+    later.join()
+    assert told[-1] == "Healthy"
+
+
+def test_waiting_ends_when_it_is_of_no_use(workspace: Workspace, cluster: KubeDouble) -> None:
+    cluster.add(
+        at(workspace, health="Progressing"),
+        model_pod("tumor", "dev", 2, "old"),
+        model_pod("tumor", "dev", 3, "new", ready=False, waiting="ImagePullBackOff", message="not found"),
+    )
+    with pytest.raises(Unavailable, match="tumor in dev: its image cannot be pulled: not found"):
+        wait_healthy(workspace, "tumor", "dev", 3, timeout=20)
+    with pytest.raises(Unavailable, match=r"is not Healthy after 0\.5 seconds: Argo CD has not seen its release"):
+        wait_healthy(workspace, "digits", "dev", timeout=0.5)
 
 
 def test_what_git_has_no_release_of_is_being_removed(workspace: Workspace, cluster: KubeDouble) -> None:
