@@ -58,6 +58,7 @@ class Environment(Strict):
     target_cpu_percent: Annotated[int, Field(ge=10, le=95)] = 70
     cpu_burst: Annotated[float, Field(ge=1, le=16)] = 2.0  # the cpu limit as a multiple of what model.yaml asks for
     prediction_log: Annotated[str, Field(pattern=r"^[1-9][0-9]*(Mi|Gi)$")] = "1Gi"
+    pull_secret: DnsLabel | None = None  # the Secret with the registry's credentials, where the nodes have none
     ingress_namespaces: list[DnsLabel] = Field(
         default=[]
     )  # who may call the models, besides pods of the same namespace

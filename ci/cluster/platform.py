@@ -20,12 +20,14 @@ from ci.cluster.access import Access
 from ci.cluster.kube import Kube
 from ci.cluster.node.layout import HERE
 from ci.console import step
+from ci.environments import Environment, load_all
 from ci.errors import Mistake, Unavailable
+from ci.images.credentials import credentials
 from ci.rendering import argocd as bootstrap
 from ci.shell import CommandFailed, git
-from ci.workspace import Workspace
+from ci.workspace import Workspace, load_spec
 from infra.platform import argocd, dns, mlflow, rollouts, tenants
-from infra.platform.kubernetes import PART_OF
+from infra.platform.kubernetes import PART_OF, pull_secret
 
 Json = dict[str, Any]
 
@@ -122,15 +124,18 @@ def parts(
     if on_node:
         settings = dns.Settings(_required(images.coredns, "coredns"), facts.dns, forward=_resolvers())
         found.append(Part("CoreDNS", dns.objects(settings)))
-    found.append(Part("tenants", tenants.objects(_tenants(workspace), tenants.Settings())))
+    spaces = _tenants(workspace)
+    found.append(Part("tenants", tenants.objects(spaces, tenants.Settings())))
     found.append(Part("Argo CD", argocd.objects(installs["argocd"], _argocd_settings(workspace, access, images))))
     image = _required(images.rollouts, "rollouts") if on_node else images.rollouts or _ROLLOUTS_IMAGE
     found.append(Part("Argo Rollouts", rollouts.objects(installs["rollouts"], rollouts.Settings(image))))
-    server = mlflow.Settings(images.mlflow, addresses=(facts.mlflow,))
+    secret = load_all(workspace.root)[0].pull_secret  # the platform's own images are in the first registry
+    server = mlflow.Settings(images.mlflow, addresses=(facts.mlflow,), pull_secret=secret)
     if on_node:
         cidrs = tuple(f"{node}/32" for node in facts.nodes)
         server = replace(server, volume=mlflow.Volume(node_path=str(_NODE_VOLUME)), from_addresses=cidrs)
     found.append(Part("MLflow", mlflow.objects(server)))
+    found.append(Part("registry credentials", _logins(workspace, spaces)))
     return found
 
 
@@ -332,16 +337,32 @@ def _required(image: str | None, program: str) -> str:
 
 def _tenants(workspace: Workspace) -> list[tenants.Tenant]:
     """Return one tenant for each namespace of all models in all environments, released or not."""
-    from ci.environments import load_all
-    from ci.workspace import load_spec
-
     specs = [load_spec(workspace, name) for name in workspace.model_names()]
-    found: dict[str, tuple[str, set[str]]] = {}
+    found: dict[str, tuple[Environment, set[str]]] = {}
     for environment in load_all(workspace.root):
         for spec in specs:
             namespace = environment.namespace_of(spec.team, spec.name)
-            found.setdefault(namespace, (environment.name, set()))[1].add(spec.team)
-    return [tenants.Tenant(name, where, tuple(sorted(teams))) for name, (where, teams) in sorted(found.items())]
+            found.setdefault(namespace, (environment, set()))[1].add(spec.team)
+    return [
+        tenants.Tenant(name, where.name, tuple(sorted(teams)), where.pull_secret)
+        for name, (where, teams) in sorted(found.items())
+    ]
+
+
+def _logins(workspace: Workspace, spaces: Sequence[tenants.Tenant]) -> list[Json]:
+    """Return the Secrets that environments name by `pull_secret`, from this machine's logins to their registries.
+
+    Without a login here none is made: then somebody else keeps it (External Secrets, the registry's own operator).
+    """
+    found: list[Json] = []
+    for place, environment in enumerate(load_all(workspace.root)):
+        host = environment.registry.partition("/")[0]
+        login = credentials(host) if environment.pull_secret else None
+        if environment.pull_secret and login:
+            names = [space.namespace for space in spaces if space.environment == environment.name]
+            names += [mlflow.NAMESPACE] if place == 0 else []
+            found += [pull_secret(environment.pull_secret, name, host, login.basic) for name in names]
+    return found
 
 
 def _resolvers(path: Path = Path("/etc/resolv.conf")) -> tuple[str, ...]:

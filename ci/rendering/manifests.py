@@ -267,11 +267,13 @@ def service(subject: Subject) -> Manifest:
 
 def service_account(subject: Subject) -> Manifest:
     """An identity of the model's own, so that no other workload's rights are ever its rights."""
+    secret = subject.environment.pull_secret
     return {
         "apiVersion": "v1",
         "kind": "ServiceAccount",
         "metadata": subject.metadata(),
         "automountServiceAccountToken": False,
+        **({"imagePullSecrets": [{"name": secret}]} if secret else {}),
     }
 
 

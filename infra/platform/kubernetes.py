@@ -163,3 +163,22 @@ def pod_template(workload: Object) -> Object:
 def containers(pod: Object) -> list[Object]:
     """Return all containers of a pod's spec, the ones that run first included."""
     return [*(pod.get("initContainers") or []), *pod["containers"]]
+
+
+def pull_secrets(name: str | None) -> Object:
+    """Return the field of a ServiceAccount whose pods pull with the Secret `name`; empty for None."""
+    return {"imagePullSecrets": [{"name": name}]} if name else {}
+
+
+def pull_secret(name: str, where: str, host: str, basic: str) -> Object:
+    """Return the Secret of type dockerconfigjson with the login to one registry.
+
+    `basic` is base64 of `user:password`, as `docker login` keeps it.
+    """
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": name, "namespace": where, "labels": LABELS},
+        "type": "kubernetes.io/dockerconfigjson",
+        "stringData": {".dockerconfigjson": json.dumps({"auths": {host: {"auth": basic}}})},
+    }

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from infra.platform.kubernetes import (
+    LABELS,
     Object,
     Resources,
     container_security,
@@ -18,6 +19,7 @@ from infra.platform.kubernetes import (
     namespace,
     network_policy,
     pod_security,
+    pull_secrets,
     tcp,
     to_dns,
 )
@@ -80,6 +82,7 @@ class Settings:
     addresses: Sequence[str] = ()
     from_addresses: Sequence[str] = ()
     from_namespaces: Sequence[str] = ()
+    pull_secret: str | None = None
     domain: str = "cluster.local"
 
 
@@ -94,6 +97,15 @@ def objects(settings: Settings) -> list[Object]:
             "kind": "ServiceAccount",
             "metadata": {"name": NAME, "namespace": NAMESPACE, "labels": _LABELS},
             "automountServiceAccountToken": False,
+            **pull_secrets(settings.pull_secret),
+        },
+        # Jobs run as the namespace's own account.
+        {
+            "apiVersion": "v1",
+            "kind": "ServiceAccount",
+            "metadata": {"name": "default", "namespace": NAMESPACE, "labels": LABELS},
+            "automountServiceAccountToken": False,
+            **pull_secrets(settings.pull_secret),
         },
         service(),
         _deployment(settings, needs_volume),

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from infra.platform.kubernetes import LABELS, Object, namespace, network_policy, to_dns
+from infra.platform.kubernetes import LABELS, Object, namespace, network_policy, pull_secrets, to_dns
 
 GROUP_PREFIX = "modelwharf:"  # of groups in RBAC, so that a team is no group of the cluster's own by accident
 NEEDS_DNS = {"modelwharf.io/needs-dns": "true"}
@@ -26,22 +26,22 @@ class Quota:
 
 @dataclass(frozen=True)
 class Tenant:
-    """One namespace of an environment, and the teams whose models run in it (one, as the environments come)."""
+    """One namespace of an environment, and the teams whose models run in it (one, as the environments come).
+
+    `pull_secret`: the Secret with the registry's credentials; a model's own account names it, too.
+    """
 
     namespace: str
     environment: str
     teams: tuple[str, ...]
+    pull_secret: str | None = None
 
 
 @dataclass(frozen=True)
 class Settings:
-    """`pull_secret`: the Secret with the registry's credentials, for pods that name no account of their own.
-
-    It is put into the namespaces by whoever keeps secrets, never from here.
-    """
+    """What is the same for all tenants."""
 
     quota: Quota = Quota()
-    pull_secret: str | None = None
 
 
 def group_of(team: str) -> str:
@@ -104,7 +104,7 @@ def _tenant(tenant: Tenant, settings: Settings) -> list[Object]:
             "kind": "ServiceAccount",
             "metadata": metadata("default"),
             "automountServiceAccountToken": False,
-            **({"imagePullSecrets": [{"name": settings.pull_secret}]} if settings.pull_secret else {}),
+            **pull_secrets(tenant.pull_secret),
         },
     ]
 

@@ -172,6 +172,14 @@ def test_gpu_brings_resources_and_toleration(release: Release, spec: ModelSpec, 
     assert {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"} in pod["tolerations"]
 
 
+def test_the_account_names_the_secret_of_the_registry_where_the_environment_does(
+    release: Release, spec: ModelSpec, dev: Environment
+) -> None:
+    assert "imagePullSecrets" not in objects(release, spec, dev)["serviceaccount.yaml"]
+    private = dev.model_copy(update={"pull_secret": "registry"})
+    assert objects(release, spec, private)["serviceaccount.yaml"]["imagePullSecrets"] == [{"name": "registry"}]
+
+
 def test_cpu_limit_is_a_multiple_of_the_request(release: Release, spec: ModelSpec, dev: Environment) -> None:
     deployment = objects(release, other(spec, cpu="3"), dev)["deployment.yaml"]
     assert deployment["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"] == "30000m"

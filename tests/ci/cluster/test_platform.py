@@ -5,6 +5,7 @@ The real one, and the programs themselves, are in tests/cluster.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Generator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -119,7 +120,7 @@ def parts(workspace: Workspace, access: Access, images: platform.Images = IMAGES
 
 def test_the_node_gets_all_parts_with_our_images(workspace: Workspace) -> None:
     found = parts(workspace, on("node"))
-    assert list(found) == ["CoreDNS", "tenants", "Argo CD", "Argo Rollouts", "MLflow"]
+    assert list(found) == ["CoreDNS", "tenants", "Argo CD", "Argo Rollouts", "MLflow", "registry credentials"]
     images = {
         container["image"]
         for objects in found.values()
@@ -202,6 +203,35 @@ def test_each_namespace_that_a_model_may_come_to_is_a_tenant(workspace: Workspac
     objects = parts(workspace, on("node"))["tenants"]
     names = {one["metadata"]["name"] for one in objects if one["kind"] == "Namespace"}
     assert names == {"diagnostics-dev", "diagnostics-staging", "diagnostics-prod"}
+
+
+def test_a_login_of_this_machine_becomes_the_secret_that_an_environment_names(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    for settings in sorted((workspace.root / "gitops/environments").glob("*.yaml")):
+        text = settings.read_text().replace("registry: wharf.local", "registry: registry.example.com/models")
+        settings.write_text(text + ("pull_secret: registry\n" if settings.stem == "dev" else ""))
+    assert parts(workspace, on("kind"))["registry credentials"] == [], "without a login somebody else keeps it"
+
+    login = {"auths": {"registry.example.com": {"auth": "dTpw"}, "elsewhere.example.com": {"auth": "eDp5"}}}
+    (tmp_path / "config.json").write_text(json.dumps(login))
+    found = parts(workspace, on("kind"))
+    secrets = found["registry credentials"]
+    assert {one["metadata"]["namespace"] for one in secrets} == {"modelwharf", "diagnostics-dev"}
+    for secret in secrets:
+        assert (secret["metadata"]["name"], secret["type"]) == ("registry", "kubernetes.io/dockerconfigjson")
+        held = json.loads(secret["stringData"][".dockerconfigjson"])
+        assert held == {"auths": {"registry.example.com": {"auth": "dTpw"}}}, "no other login leaves this machine"
+    accounts = [
+        one["metadata"]["namespace"]
+        for objects in found.values()
+        for one in objects
+        if one["kind"] == "ServiceAccount" and one.get("imagePullSecrets") == [{"name": "registry"}]
+    ]
+    assert sorted(accounts) == ["diagnostics-dev", "modelwharf", "modelwharf"]
 
 
 def test_argocd_may_write_exactly_the_kinds_that_releases_have() -> None:

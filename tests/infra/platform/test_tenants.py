@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from infra.platform import tenants
@@ -73,6 +75,6 @@ def test_the_default_account_has_no_credentials_of_the_cluster(objects):
 
 
 def test_the_registrys_credentials_are_referred_to_and_never_held():
-    found = tenants.objects([TENANT], tenants.Settings(pull_secret="registry"))
+    found = tenants.objects([replace(TENANT, pull_secret="registry")], tenants.Settings())
     assert named(found, "ServiceAccount", "default")["imagePullSecrets"] == [{"name": "registry"}]
     assert not [one for one in found if one["kind"] == "Secret"]
