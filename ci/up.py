@@ -344,8 +344,11 @@ def _next(first: str | None, found: list[status.Application]) -> list[tuple[str,
             ("make down", "stops everything"),
         ]
     last = [a for a in found if a.model == first] or found
+    back = (f"wharf lineage {last[-1].model} --env {last[-1].environment}", "from what runs back to the data")
+    if last[-1].target != "local":  # the demo sends its traffic to this machine
+        return [(f"wharf status {last[-1].model}", "with its pods"), back, ("wharf ui", "a page with every model")]
     return [
-        (f"wharf lineage {last[-1].model} --env {last[-1].environment}", "from what runs back to the data"),
+        back,
         ("make demo", "shifts the traffic and watches a challenger be proposed"),
         ("wharf ui", "a page with every model"),
     ]
