@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ci.cluster import access
 from ci.console import step
 from ci.local.platform import wait_healthy
 from ci.status import agent_fault
@@ -31,7 +32,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(workspace: Workspace, options: argparse.Namespace) -> int:
     promotion = ship(workspace, options.model, data=options.data)
-    if promotion.branch == "main" and not agent_fault(workspace):  # a target that nobody watches would never say so
+    watched = access.load(workspace) or not agent_fault(workspace)  # else nobody would ever say that it serves
+    if promotion.branch == "main" and watched:
         with step(f"serve {promotion.model} in {promotion.environment}") as shown:
             shown.note = wait_healthy(workspace, promotion.model, promotion.environment, promotion.version)
     print(json.dumps(asdict(promotion), default=str) if options.json else promotion.summary)
