@@ -9,7 +9,6 @@ import copy
 import json
 from collections.abc import Generator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,6 +31,7 @@ from tests.ci.cluster.argo_objects import application
 from tests.ci.cluster.image_registry import ImageRegistry, image_registry
 from tests.ci.cluster.kube_double import KubeDouble, close_clients
 from tests.ci.gated import add_model, add_run, fresh_name, logistic
+from tests.conftest import make_workspace
 
 pytestmark = pytest.mark.slow
 OF_THE_POD = ["pod", "kubelet", "deployment", "application", "rendered"]
@@ -73,32 +73,31 @@ class Scene:
         return {link.link: link.detail for link in self.lineage().links if not link.ok}
 
 
-@pytest.fixture
-def scene(workspace: Workspace, mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Scene]:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_uri)
-    monkeypatch.chdir(workspace.root)
-    name = fresh_name()
-    add_model(workspace, name)
-    add_run(workspace, mlflow_uri, name)
-    gate(workspace, name)
-    number = register(workspace, name)
-    known = facts(workspace, name, number)
-    bento = f"{name}:{'0' * 16}"
-    with KubeDouble(tmp_path) as cluster, image_registry() as images:
+@pytest.fixture(scope="module")
+def released(mlflow_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Generator[Scene]:
+    """A model that is registered and released once for all tests of this file."""
+    folder = tmp_path_factory.mktemp("scene")
+    with pytest.MonkeyPatch.context() as patch, KubeDouble(folder) as cluster, image_registry() as images:
+        patch.setenv("MLFLOW_TRACKING_URI", mlflow_uri)
+        workspace, name = make_workspace(folder / "repository"), fresh_name()
+        add_model(workspace, name)
+        add_run(workspace, mlflow_uri, name)
+        gate(workspace, name)
+        number = register(workspace, name)
+        known = facts(workspace, name, number)
+        bento = f"{name}:{'0' * 16}"
         model = {
             "home/bentoml/bento/src/model/serving.json": json.dumps({"file": "artifact.onnx"}).encode(),
             "home/bentoml/bento/src/model/artifact.onnx": logistic(),
         }
         digest = images.put(model, {"modelwharf.io/bento": bento, "org.opencontainers.image.revision": known.commit})
-        image = f"wharf.local/{name}@{digest}"
-        set_facts(workspace, name, number, bento=bento, image=image)
         release = Release(
             model=name,
             environment="dev",
             version=number,
             run=known.run,
             bento=bento,
-            image=image,
+            image=f"wharf.local/{name}@{digest}",
             artifact=f"sha256:{known.artifact}",
             evidence=f"sha256:{known.evidence}",
             data=f"sha256:{known.data}",
@@ -110,6 +109,20 @@ def scene(workspace: Workspace, mlflow_uri: str, tmp_path: Path, monkeypatch: py
         cluster.add(*objects(found, commit))
         yield found
         close_clients(workspace)
+
+
+@pytest.fixture
+def scene(released: Scene, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch) -> Generator[Scene]:
+    """The same for one test, which may change everything in it."""
+    release, root = released.release, released.workspace.root
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_uri)
+    monkeypatch.chdir(root)
+    commit = git(root, "rev-parse", "HEAD")
+    kept = copy.deepcopy(released.cluster.objects), dict(released.images.content)
+    set_facts(released.workspace, release.model, release.version, bento=release.bento, image=release.image)
+    yield released
+    released.cluster.objects, released.images.content = kept
+    git(root, "reset", "--quiet", "--hard", commit)
 
 
 def promote(workspace: Workspace, release: Release) -> str:
