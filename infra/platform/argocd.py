@@ -16,6 +16,7 @@ What comes in is upstream's own list of objects at a pinned version; what comes 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -56,6 +57,15 @@ RELEASED = (
     ("policy", "poddisruptionbudgets"),
 )
 
+_KINDS = {
+    "serviceaccounts": "ServiceAccount",
+    "services": "Service",
+    "deployments": "Deployment",
+    "horizontalpodautoscalers": "HorizontalPodAutoscaler",
+    "networkpolicies": "NetworkPolicy",
+    "poddisruptionbudgets": "PodDisruptionBudget",
+}
+
 # Measured needs are far below at rest; the limits leave room for a thousand applications.
 _RESOURCES = {
     CONTROLLER: Resources("100m", "256Mi", "2Gi"),
@@ -84,6 +94,12 @@ class Tuning:
     """How much Argo CD does at a time. The defaults suit one machine of two cores as well as a thousand applications.
 
     A push is announced by a refresh, so that polling is only what finds commits that nobody announced.
+
+    `client_qps`, `client_burst`: requests a second that one client of Argo CD's may send to the API server; None is
+    upstream's choice (50, 100), at which a thousand new applications wait for the limit and not for the machine.
+    `events`: write a Kubernetes event for each thing that happens to an application; the last operation, conditions and
+    history are in its status all the same.
+    `watch_all`: watch every kind in the cluster, not only those that are deployed (see `_watched`).
     """
 
     reconciliation_s: int = 180
@@ -93,6 +109,10 @@ class Tuning:
     kubectl_parallelism: int = 20
     repo_parallelism: int = 10
     application_sets: int = 10  # that are worked on at a time
+    client_qps: int | None = None
+    client_burst: int | None = None
+    events: bool = True
+    watch_all: bool = True
 
 
 @dataclass(frozen=True)
@@ -118,8 +138,8 @@ def objects(install: Sequence[Object], settings: Settings) -> list[Object]:
     """
     kept = [one for one in placed([each for each in install if each], NAMESPACE) if _is_used(one)]
     _require_parts(kept)
-    configuration = {"argocd-cm": _configuration(), "argocd-cmd-params-cm": _parameters(settings.tuning)}
-    configuration["argocd-cm"] |= _reconciliation(settings.tuning)
+    configuration = tuned(settings.tuning, settings.released, pages=_has_server(kept))
+    configuration["argocd-cm"] |= _configuration()
     started_with = digest(configuration)
     for one in kept:
         name = one["metadata"]["name"]
@@ -139,6 +159,10 @@ def objects(install: Sequence[Object], settings: Settings) -> list[Object]:
         *_network_policies(settings),
         *(_origin_objects(settings.origin) if settings.origin else []),
     ]
+
+
+def _has_server(kept: Sequence[Object]) -> bool:
+    return any((one["kind"], one["metadata"]["name"]) == ("Deployment", SERVER) for one in kept)
 
 
 def _is_used(one: Object) -> bool:
@@ -177,11 +201,42 @@ def _configuration() -> dict[str, str]:
     }
 
 
-def _reconciliation(tuning: Tuning) -> dict[str, str]:
-    return {
+def tuned(tuning: Tuning, released: Sequence[tuple[str, str]] = RELEASED, *, pages: bool) -> dict[str, dict[str, str]]:
+    """Return what the tuning sets in the two ConfigMaps, by name; `pages`: Argo CD's web pages are to show pods."""
+    reconciliation = {
         "timeout.reconciliation": f"{tuning.reconciliation_s}s",
         "timeout.reconciliation.jitter": f"{tuning.jitter_s}s",
     }
+    watched = {} if tuning.watch_all else {"resource.inclusions": _watched(released, pages)}
+    return {"argocd-cm": reconciliation | watched, "argocd-cmd-params-cm": _parameters(tuning)}
+
+
+def environment(name: str, tuning: Tuning) -> dict[str, str]:
+    """Return the variables that the tuning sets for the workload `name`: what no ConfigMap of Argo CD's offers."""
+    found: dict[str, str] = {}
+    if name in (CONTROLLER, APPLICATION_SETS):
+        for variable, value in (("QPS", tuning.client_qps), ("BURST", tuning.client_burst)):
+            if value is not None:
+                found[f"ARGOCD_K8S_CLIENT_{variable}"] = str(value)
+    if name == CONTROLLER and not tuning.events:
+        found["ARGOCD_ENABLE_K8S_EVENT"] = "none"
+    return found
+
+
+def _watched(released: Sequence[tuple[str, str]], pages: bool) -> str:
+    """Return the kinds that the application controller watches: what releases consist of, and its own two.
+
+    Every object of a watched kind in the whole cluster is held in its memory, and each change of one is looked at. The
+    health of a Deployment is in its own status, so that pods are of interest to somebody who looks at the pages only.
+    """
+    kinds: dict[str, list[str]] = {"argoproj.io": ["AppProject", "ApplicationSet"]}
+    for group, resource in released:
+        kinds.setdefault(group, []).append(_KINDS[resource])
+    if pages:
+        kinds[""].append("Pod")
+        kinds["apps"].append("ReplicaSet")
+    rules = [{"apiGroups": [group], "kinds": sorted(names)} for group, names in sorted(kinds.items())]
+    return json.dumps(rules)  # YAML as well
 
 
 def _parameters(tuning: Tuning) -> dict[str, str]:
@@ -238,6 +293,10 @@ def _harden(workload: Object, settings: Settings, started_with: str) -> None:
         container["resources"] = _RESOURCES[name].as_object() if name in _RESOURCES else {}
         if settings.images is not None:
             _use_own_image(container, settings.images)
+    if added := environment(name, settings.tuning):
+        for container in pod["containers"]:
+            own: list[Object] = container.setdefault("env", [])
+            own += [{"name": key, "value": value} for key, value in sorted(added.items())]
     if name == REDIS:
         for container in pod["containers"]:
             container.setdefault("readinessProbe", {"tcpSocket": {"port": 6379}, "periodSeconds": 5})
