@@ -126,7 +126,7 @@ def _head_of_parquet(path: Path) -> tuple[Schema, int]:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             return file.schema_arrow, int(file.metadata.num_rows)
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:
         raise _unreadable(path, error) from None
 
 
@@ -134,12 +134,15 @@ def _head_of_csv(path: Path) -> tuple[Schema, None]:
     try:
         with _csv(str(path), [], deque()) as reader:
             names: list[str] = reader.schema.names
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:
         raise _unreadable(path, error) from None
     return pa.schema([(name, pa.string()) for name in names]), None
 
 
 def _unreadable(path: Path, error: Exception) -> Mistake:
+    """Return what is wrong with the content of a file; raises `error` again when it is the machine that is at fault."""
+    if isinstance(error, OSError) and error.errno:  # pyarrow's own, such as a damaged page, have none
+        raise error
     lines = str(error).strip().splitlines()
     return Mistake(f"{path}: cannot be read as {path.suffix[1:]}: {lines[0] if lines else type(error).__name__}")
 
@@ -164,13 +167,14 @@ def parts(source: Input) -> Generator[Part]:
     """Read the input from its first row to the last; raises Mistake when it turns out not to be readable."""
     try:
         yield from _csv_parts(source) if source.text else _parquet_parts(source)
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, OSError) as error:
         raise _unreadable(source.path, error) from None
 
 
 def _parquet_parts(source: Input) -> Generator[Part]:
     # Not buffered ahead by row group: one of a million wide rows would be in memory at once.
-    with pyarrow.parquet.ParquetFile(source.path, pre_buffer=False, buffer_size=1 << 20) as file:
+    how: dict[str, Any] = {"pre_buffer": False, "buffer_size": 1 << 20, "page_checksum_verification": True}
+    with pyarrow.parquet.ParquetFile(source.path, **how) as file:
         begin = 0
         batches = file.iter_batches(batch_size=source.part_rows)
         for index, table in enumerate(_equal(batches, source)):

@@ -262,6 +262,21 @@ def test_what_cannot_be_done_is_said_in_one_line(
     assert not output.exists()
 
 
+@pytest.mark.parametrize("suffix", ["parquet", "csv"])
+def test_an_input_that_is_damaged_in_the_middle_is_one_line(
+    released: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str], suffix: str
+) -> None:
+    path = inputs.write(tmp_path / f"in.{suffix}", inputs.table(2000))
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    damage = 64 if suffix == "csv" else len(content) // 3  # the head of a page must be in it
+    content[middle : middle + damage] = b"\xff" * damage
+    path.write_bytes(content)
+    assert batch("--input", path, "--max-rejected", "1", output=tmp_path / "o.parquet") == 2
+    assert f"ERROR  {path}: cannot be read as {suffix}: " in capsys.readouterr().err
+    assert not (tmp_path / "o.parquet").exists()
+
+
 def test_added_columns_may_have_a_prefix(released: Workspace, tmp_path: Path) -> None:
     path = inputs.write(tmp_path / "in.parquet", inputs.table(3, version=["v", "w", "x"]))
     output = tmp_path / "o.parquet"
