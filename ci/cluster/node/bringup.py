@@ -177,10 +177,11 @@ def _wait_parts(layout: Layout, generation: str, seconds: float = _READY_S) -> N
 
 def snapshotter(state: Path) -> str:
     """Return how containerd stacks the layers of images: `overlayfs`, or copies where that cannot be stacked again."""
+    real = state.resolve()
     kinds = {
         partition.mountpoint: partition.fstype
         for partition in psutil.disk_partitions(all=True)
-        if state.is_relative_to(partition.mountpoint)
+        if real.is_relative_to(partition.mountpoint)
     }
     return "native" if kinds[max(kinds, key=len)] == "overlay" else "overlayfs"
 

@@ -52,6 +52,11 @@ class Layout:
         return self.run / "containerd" / "containerd.sock"
 
     @property
+    def containerd_tasks(self) -> Path:
+        """Where containerd has a folder for each container that runs."""
+        return self.run / "containerd" / "io.containerd.runtime.v2.task" / "k8s.io"
+
+    @property
     def parts(self) -> Path:
         """The file that tells the supervisor what to run."""
         return self.configuration / "parts.json"

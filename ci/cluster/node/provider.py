@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ci.cluster.access import Access
-from ci.cluster.node import bringup, configuration, teardown
+from ci.cluster.node import bringup, cgroups, configuration, teardown
 from ci.cluster.node.certificates import write_private
 from ci.cluster.node.layout import HERE, REGISTRY_NAME, Layout
 from ci.console import say
@@ -21,7 +21,6 @@ from ci.workspace import Workspace
 
 _CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21}
 _TOOLS = ("kubernetes", "pause")
-_GROUPS = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
@@ -43,9 +42,9 @@ class Node:
             return "needs a Debian-like system (there is no apt-get)"
         if lacking := _lacking_capabilities(Path("/proc/self/status").read_text()):
             return f"needs a privileged container or a whole machine ({', '.join(lacking)} is missing)"
-        if not os.access(_GROUPS, os.W_OK):
-            return f"needs cgroups that can be written ({_GROUPS} is read-only)"
-        if not self.layout.state.exists() and any(teardown.groups_of_pods()):
+        if not os.access(cgroups.ROOT, os.W_OK):
+            return f"needs cgroups that can be written ({cgroups.ROOT} is read-only)"
+        if not self.layout.state.exists() and cgroups.tops():
             return "another Kubernetes node runs on this machine"
         return None
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 import shutil
 import signal
 import time
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import psutil
 
-from ci.cluster.node import bringup, configuration, network, parts
+from ci.cluster.node import bringup, cgroups, configuration, network, parts
 from ci.cluster.node.layout import Layout
 from ci.console import step
 from ci.errors import Unavailable
@@ -26,11 +27,10 @@ from ci.files import sha256_bytes
 from ci.local import processes
 from ci.shell import CommandFailed, run
 
-_CGROUPS = Path("/sys/fs/cgroup")
-_PODS = "kubepods"
 _SUPERVISOR_S = 90.0
 _PODS_S = 5.0  # what containers get between SIGTERM and SIGKILL
 _UNMOUNT_S = 10.0
+_OCTAL = re.compile(r"\\([0-7]{3})")
 
 
 def take_down(layout: Layout) -> list[str]:
@@ -50,9 +50,10 @@ def take_down(layout: Layout) -> list[str]:
         if shims or pods:
             done.append(f"{shims} pods")
         shown.note = f"{shims} pods"
-        if mounts := unmount((layout.state, layout.run)):
+        # Resolved, as the kernel lists them: somebody may have put the state on a larger disk by a link.
+        if mounts := unmount((layout.state.resolve(), layout.run.resolve())):
             done.append(f"{mounts} mounts")
-        remove_cgroups()
+        cgroups.remove(layout)
     with step("restore the network"):
         if before := network.recall(layout):
             done += network.restore(before)
@@ -62,8 +63,7 @@ def take_down(layout: Layout) -> list[str]:
             network.forget_folders(before)
         # The record of what was there before goes last: an interrupted `down` still needs it.
         for folder in (layout.run, layout.state):
-            if folder.exists():
-                _remove(folder, last=layout.before)
+            if folder.exists() and remove(folder, last=layout.before):
                 done.append(str(folder))
     return done
 
@@ -106,9 +106,9 @@ def _shims(layout: Layout) -> list[psutil.Process]:
 
 def stop_pods(layout: Layout) -> tuple[int, int]:
     """End every process in the pods' cgroups and every shim of our containerd; count shims and processes."""
-    held = [psutil.Process(pid) for pid in _pids_of_pods() if psutil.pid_exists(pid)]
+    held = [psutil.Process(pid) for pid in cgroups.pids(layout) if psutil.pid_exists(pid)]
     processes.end(held, _PODS_S)
-    for pid in _pids_of_pods():  # what was started meanwhile
+    for pid in cgroups.pids(layout):  # what was started meanwhile
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     shims = _shims(layout)
@@ -126,52 +126,19 @@ def socket_of(command: list[str]) -> Path:
     return Path("/run/containerd/s") / sha256_bytes(name.encode())
 
 
-def _pids_of_pods() -> list[int]:
-    pids: set[int] = set()
-    for group in groups_of_pods():
-        for folder, _, files in os.walk(group):
-            if "cgroup.procs" in files:
-                with contextlib.suppress(OSError):  # the group was removed meanwhile
-                    pids.update(map(int, Path(folder, "cgroup.procs").read_text().split()))
-    return sorted(pids - {os.getpid(), 0})
-
-
-# -- cgroups -----------------------------------------------------------------------------------------------------------
-
-
-def groups_of_pods() -> list[Path]:
-    """Return the kubelet's group in every hierarchy: one with cgroups v2, one for each controller with v1."""
-    return [group for group in (_CGROUPS / _PODS, *_CGROUPS.glob(f"*/{_PODS}")) if group.is_dir()]
-
-
-def remove_cgroups() -> None:
-    """Remove the pods' cgroups. Raises Unavailable when one still holds a process."""
-    for group in groups_of_pods():
-        for folder, _, _ in os.walk(group, topdown=False):
-            if not processes.wait_until(lambda folder=folder: _remove_group(Path(folder)), 5.0, 0.05):
-                raise Unavailable(f"the cgroup {folder} still holds processes", tip="run the same command again")
-
-
-def _remove_group(folder: Path) -> bool:
-    try:
-        folder.rmdir()
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
-    return True
-
-
 # -- mounts ------------------------------------------------------------------------------------------------------------
 
 
 def mounts_below(folders: Iterable[Path], mountinfo: str) -> list[str]:
-    """Return the mounts in `mountinfo` at or below `folders`, the deepest and latest first."""
+    """Return the mounts in `mountinfo` below `folders`, the deepest and latest first.
+
+    A mount at one of `folders` itself is not the node's: somebody gave it a disk of its own.
+    """
     found: list[str] = []
     for line in mountinfo.splitlines():
         # The kernel writes a space in a path as \040.
-        point = line.split()[4].encode().decode("unicode_escape")
-        if any(Path(point).is_relative_to(folder) for folder in folders):
+        point = _OCTAL.sub(lambda code: chr(int(code[1], 8)), line.split()[4])
+        if any(Path(point) != folder and Path(point).is_relative_to(folder) for folder in folders):
             found.append(point)
     return found[::-1]
 
@@ -209,10 +176,21 @@ def _remove_strays(layout: Layout) -> None:
             result.unlink()
 
 
-def _remove(folder: Path, last: Path) -> None:
-    for entry in sorted(folder.iterdir(), key=lambda entry: entry == last):
+def remove(folder: Path, last: Path) -> bool:
+    """Remove what is in `folder`, `last` after all else, and the folder; tell whether there was anything.
+
+    A link, or the mount of a disk, in the folder's place stays: it was made by somebody else. Raises Unavailable while
+    something is mounted below, for then removing would go on into what others keep there.
+    """
+    if left := mounts_below([folder.resolve()], Path("/proc/self/mountinfo").read_text()):
+        raise Unavailable(f"{left[0]} is still mounted: nothing in {folder} was removed", tip="run it again")
+    entries = sorted(folder.iterdir(), key=lambda entry: entry == last)
+    for entry in entries:
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
         else:
             entry.unlink()
+    if folder.is_symlink() or folder.is_mount():
+        return bool(entries)
     folder.rmdir()
+    return True

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ci.cluster.node import bringup, provider, teardown
+from ci.cluster.node import bringup, cgroups, provider
 from ci.cluster.node.layout import Layout
 from ci.cluster.node.provider import Node
 from ci.errors import Mistake
@@ -32,7 +32,7 @@ def able(node: Node, monkeypatch: pytest.MonkeyPatch) -> Node:
     monkeypatch.setattr(provider.shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(provider.os, "access", lambda *_: True)
     monkeypatch.setattr(provider, "_lacking_capabilities", lambda _: [])
-    monkeypatch.setattr(teardown, "groups_of_pods", list)
+    monkeypatch.setattr(cgroups, "tops", list)
     return node
 
 
@@ -61,7 +61,7 @@ def test_what_is_missing_is_said_in_one_line(
 
 
 def test_another_kubernetes_on_the_machine_is_left_alone(able: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(teardown, "groups_of_pods", lambda: [Path("/sys/fs/cgroup/kubepods")])
+    monkeypatch.setattr(cgroups, "tops", lambda: [Path("/sys/fs/cgroup/kubepods")])
     assert able.missing() == "another Kubernetes node runs on this machine"
     able.layout.state.mkdir()  # then it is ours
     assert able.missing() is None

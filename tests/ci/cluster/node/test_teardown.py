@@ -12,9 +12,12 @@ import pytest
 from ci.cluster.node import counters, network, teardown
 from ci.cluster.node.layout import Layout
 from ci.cluster.node.network import Before
+from ci.cluster.node.teardown import mounts_below
+from ci.errors import Unavailable
 
 MOUNTINFO = """\
 23 29 0:21 / /proc rw,relatime - proc proc rw
+79 29 254:1 / /var/lib/modelwharf rw shared:1 - ext4 /dev/vdb rw
 80 29 254:0 /var/lib/modelwharf/kubelet /var/lib/modelwharf/kubelet rw shared:1 - ext4 /dev/vda rw
 81 80 0:50 / /var/lib/modelwharf/kubelet/pods/1/volumes/a\\040b rw - tmpfs tmpfs rw
 82 29 0:51 / /run/modelwharf/containerd/rootfs rw - overlay overlay rw
@@ -29,6 +32,35 @@ def test_mounts_below_our_folders_are_found_the_deepest_first() -> None:
         "/var/lib/modelwharf/kubelet/pods/1/volumes/a b",
         "/var/lib/modelwharf/kubelet",
     ]
+
+
+def test_a_path_in_other_letters_is_read_as_it_is() -> None:
+    assert teardown.mounts_below([Path("/var/lib/modelwharf")], "1 2 0:1 / /var/lib/modelwharf/größe\\040b rw\n") == [
+        "/var/lib/modelwharf/größe b"
+    ]
+
+
+def test_a_state_behind_a_link_is_emptied_and_the_link_stays(tmp_path: Path) -> None:
+    disk, state = tmp_path / "disk", tmp_path / "state"
+    (disk / "etcd").mkdir(parents=True)
+    (disk / "before.json").touch()
+    state.symlink_to(disk)
+    assert teardown.remove(state, last=state / "before.json")
+    assert state.is_symlink()
+    assert list(disk.iterdir()) == []
+    assert not teardown.remove(state, last=state / "before.json")
+
+
+def test_nothing_is_removed_while_something_is_mounted_below(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, state = tmp_path / "data", tmp_path / "state"
+    data.mkdir()
+    (data / "kept").touch()
+    state.symlink_to(data)
+    mounted = f"9 1 0:9 / {data.resolve()}/kubelet/pods/1/volume-subpaths rw - ext4 /dev/vda rw"
+    monkeypatch.setattr(teardown, "mounts_below", lambda folders, _: mounts_below(folders, mounted))
+    with pytest.raises(Unavailable, match="is still mounted"):
+        teardown.remove(state, last=state / "before.json")
+    assert (data / "kept").exists()
 
 
 def test_the_socket_of_a_shim_follows_from_its_command() -> None:
