@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import queue
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -54,18 +53,23 @@ class Kube:
         import httpx
 
         self._server = kubeconfig.load(path, context)
+        self._client = httpx.Client(**self._settings())
+        self._kinds: dict[str, dict[str, tuple[str, bool]]] = {}
+
+    def _settings(self) -> dict[str, Any]:
+        import httpx
+
         headers = {"User-Agent": "modelwharf", "Accept": "application/json"}
         if self._server.token:
             headers["Authorization"] = f"Bearer {self._server.token}"
-        self._client = httpx.Client(
-            base_url=self._server.url,
-            headers=headers,
-            verify=self._server.tls,
-            proxy=self._server.proxy,
-            timeout=httpx.Timeout(_READ_S, connect=_CONNECT_S),
-            trust_env=False,  # a company's proxy does not know the way to a cluster on this machine
-        )
-        self._kinds: dict[str, dict[str, tuple[str, bool]]] = {}
+        return {
+            "base_url": self._server.url,
+            "headers": headers,
+            "verify": self._server.tls,
+            "proxy": self._server.proxy,
+            "timeout": httpx.Timeout(_READ_S, connect=_CONNECT_S),
+            "trust_env": False,  # a company's proxy does not know the way to a cluster on this machine
+        }
 
     def close(self) -> None:
         """Close the connections; a command that ends does it by itself."""
@@ -211,34 +215,24 @@ class Kube:
         import httpx
         import httpx_ws
 
+        from ci.cluster.execute import ERRORS, OUTPUT, STATUS, execute
+
         query = _given({"command": [*command], "container": container, "stdout": "true", "stderr": "true"})
-        said: dict[int, bytes] = {1: b"", 2: b"", 3: b""}  # the channels of v4.channel.k8s.io: out, err, status
         path = f"{self._path('v1/Pod', namespace, pod)}/exec"
         try:
-            with httpx_ws.connect_ws(
-                path,
-                self._client,
-                subprotocols=["v4.channel.k8s.io"],
-                max_message_size_bytes=16 * 1024 * 1024,
-                params=query,
-                headers={"Accept": "*/*"},  # a stream, not an object
-                extensions=self._extensions(),
-            ) as socket:
-                while not said[3]:
-                    message = socket.receive_bytes(timeout=timeout_s)
-                    said[message[0]] = said.get(message[0], b"") + message[1:]
+            said = execute(self._settings(), path, query, self._extensions(), timeout_s)
+        except TimeoutError:
+            raise Unavailable(f"`{' '.join(command)}` in pod {pod}: said nothing for {timeout_s:g} seconds") from None
         except httpx_ws.WebSocketUpgradeError as error:
             raise self._fault(error.response, _what("v1/Pod", pod, namespace)) from None
         except (httpx_ws.WebSocketDisconnect, httpx_ws.WebSocketNetworkError, httpx.TransportError) as error:
             raise self._unreachable(error) from None
-        except queue.Empty:
-            raise Unavailable(f"`{' '.join(command)}` in pod {pod}: said nothing for {timeout_s:g} seconds") from None
-        status: Json = json.loads(said[3])
+        status: Json = json.loads(said[STATUS])
         if status.get("status") != "Success":
             causes = (status.get("details") or {}).get("causes") or []
             code = next((int(each["message"]) for each in causes if each.get("reason") == "ExitCode"), 1)
-            raise CommandFailed(command, code, said[2].decode(errors="replace") or str(status.get("message")))
-        return said[1].decode(errors="replace")
+            raise CommandFailed(command, code, said[ERRORS].decode(errors="replace") or str(status.get("message")))
+        return said[OUTPUT].decode(errors="replace")
 
     # -- the server ----------------------------------------------------------------------------------------------------
 

@@ -106,7 +106,8 @@ def _stopped(container: Json, limit: str) -> tuple[str, str] | None:
     waiting = state.get("waiting") or {}
     word, message = str(waiting.get("reason", "")), str(waiting.get("message", ""))
     if word in _PULL:
-        return word, f"its image cannot be pulled: {_cause(message) or word}"
+        image = str(container.get("image", ""))
+        return word, f"its image {image} cannot be pulled: {_cause(message, image) or word}"
     ended = state.get("terminated") or (last if word == "CrashLoopBackOff" else {})
     if ended.get("reason") == "OOMKilled":
         return word or "OOMKilled", f"was killed for using more memory than its limit{f' of {limit}' if limit else ''}"
@@ -119,9 +120,10 @@ def _stopped(container: Json, limit: str) -> tuple[str, str] | None:
     return None
 
 
-def _cause(message: str) -> str:
-    """Return the end of containerd's message, which names the cause after the calls that led to it."""
-    return message.rpartition("desc = ")[2].removeprefix("Back-off pulling image ")
+def _cause(message: str, image: str) -> str:
+    """Return containerd's message without the calls that led to the cause; each of them repeats the image's name."""
+    parts = message.rpartition("desc = ")[2].removeprefix("Back-off pulling image ").split(": ")
+    return ": ".join(part for part in parts if image not in part) if image else ": ".join(parts)
 
 
 def _limit(pod: Json, container: str) -> str:

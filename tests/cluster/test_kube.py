@@ -117,7 +117,8 @@ def test_commands_and_logs_of_a_pod(cluster: Cluster, space: str) -> None:
     code = "import time\nprint('first')\nwhile True: time.sleep(0.2); print('more')"
     pod(cluster, space, "talks", code)
     assert kube.wait(lambda: pods.read(kube.get("v1/Pod", "talks", space) or {}).ready, 90)
-    assert kube.run("talks", space, ["python3", "-c", "print('x' * 100_000, end='')"]) == "x" * 100_000
+    for _ in range(10):
+        assert kube.run("talks", space, ["python3", "-c", "print('x' * 100_000, end='')"]) == "x" * 100_000
     with pytest.raises(CommandFailed) as failed:
         kube.run("talks", space, ["python3", "-c", "import sys; print('why', file=sys.stderr); sys.exit(7)"])
     assert (failed.value.code, failed.value.stderr.strip()) == (7, "why")
@@ -150,13 +151,11 @@ def test_the_reason_of_pods_that_do_not_start(cluster: Cluster, space: str) -> N
     limit = {"requests": {"memory": "32Mi"}, "limits": {"memory": "32Mi"}}
     pod(cluster, space, "eats", "x = bytearray(1 << 30); x[:] = b'1' * len(x)", resources=limit)
     pod(cluster, space, "no-root", "", securityContext={"runAsNonRoot": True, "runAsUser": 0})
-    found = reason(cluster, space, "no-image")
-    assert found.startswith("its image cannot be pulled: ") and "not found" in found and "rpc error" not in found
+    assert reason(cluster, space, "no-image") == f"its image {name}@sha256:{'0' * 64} cannot be pulled: not found"
     assert reason(cluster, space, "crashes").startswith("ends with code 3")
     assert list(cluster.kube.logs("crashes", space)) == ["these are its last words"]
-    assert reason(cluster, space, "too-big").startswith("no node takes it: 0/") and "cpu" in reason(
-        cluster, space, "too-big"
-    )
+    found = reason(cluster, space, "too-big")
+    assert found.startswith("no node takes it: 0/") and "Insufficient cpu" in found
     assert reason(cluster, space, "eats") == "was killed for using more memory than its limit of 32Mi"
     assert reason(cluster, space, "no-root").startswith("CreateContainerConfigError: ")
 

@@ -43,6 +43,7 @@ def pod(
     ready: bool = True,
     waiting: str = "",
     message: str = "",
+    image: str = "wharf.local/tumor@sha256:00",
     started: str = "2026-11-21T10:00:00Z",
     last: Json | None = None,
     restarts: int = 0,
@@ -54,6 +55,7 @@ def pod(
     state = {"waiting": {"reason": waiting, "message": message}} if waiting else {"running": {"startedAt": started}}
     container = {
         "name": "model",
+        "image": image,
         "ready": ready,
         "started": ready,
         "restartCount": restarts,

@@ -136,7 +136,8 @@ def test_of_a_container_that_is_gone_the_log_before_is_read(workspace: Workspace
 
 PULL = (
     'Back-off pulling image "wharf.local/tumor@sha256:00": ErrImagePull: rpc error: code = NotFound desc = '
-    'failed to pull and unpack image "wharf.local/tumor@sha256:00": not found'
+    'failed to pull and unpack image "wharf.local/tumor@sha256:00": failed to resolve reference '
+    '"wharf.local/tumor@sha256:00": wharf.local/tumor@sha256:00: not found'
 )
 
 
@@ -145,7 +146,7 @@ PULL = (
     [
         (
             {"waiting": "ImagePullBackOff", "message": PULL},
-            'its image cannot be pulled: failed to pull and unpack image "wharf.local/tumor@sha256:00": not found',
+            "its image wharf.local/tumor@sha256:00 cannot be pulled: not found",
         ),
         (
             {"waiting": "CrashLoopBackOff", "restarts": 1, "last": {"exitCode": 137, "reason": "OOMKilled"}}
@@ -297,7 +298,7 @@ def test_waiting_ends_when_it_is_of_no_use(workspace: Workspace, cluster: KubeDo
         model_pod("tumor", "dev", 2, "old"),
         model_pod("tumor", "dev", 3, "new", ready=False, waiting="ImagePullBackOff", message="not found"),
     )
-    with pytest.raises(Unavailable, match="tumor in dev: its image cannot be pulled: not found"):
+    with pytest.raises(Unavailable, match=r"tumor in dev: its image wharf\.local/\S+ cannot be pulled: not found"):
         wait_healthy(workspace, "tumor", "dev", 3, timeout=20)
     with pytest.raises(Unavailable, match=r"is not Healthy after 0\.5 seconds: Argo CD has not seen its release"):
         wait_healthy(workspace, "digits", "dev", timeout=0.5)
