@@ -17,6 +17,8 @@ from ci.shell import CommandFailed, run
 COMMENT = "modelwharf"
 FAMILIES = ("iptables", "ip6tables")
 _OURS = re.compile(r"^(KUBE-|CNI-)")
+_CNI = "CNI-"
+_NETWORK = re.compile(r'name: \\"([^"\\]*)\\"')  # the CNI plugins say in a comment whose rule it is
 _WORD = re.compile(r'"[^"]*"|\S+')
 
 # A table: its chains (with the policy of the built-in ones) and its rules, both as iptables-save writes them.
@@ -58,7 +60,8 @@ def removal(before: Rules, now: Rules) -> dict[str, Removal]:
     found: dict[str, Removal] = {}
     for name, table in now.items():
         old = before.get(name, {"chains": [], "rules": []})
-        chains = [chain for chain in table["chains"] if _OURS.match(chain) and chain not in old["chains"]]
+        others = _of_other_networks(table)
+        chains = [c for c in table["chains"] if _OURS.match(c) and c not in old["chains"] and c not in others]
         left = list(old["rules"])
         rules: list[str] = []
         for rule in table["rules"]:
@@ -69,6 +72,21 @@ def removal(before: Rules, now: Rules) -> dict[str, Removal]:
         if chains or rules:
             found[name] = Removal(rules, chains)
     return found
+
+
+def _of_other_networks(table: dict[str, list[str]]) -> set[str]:
+    """Return the chains of CNI plugins that belong to a network of somebody else (Podman), or are shared with one."""
+    theirs: set[str] = set()
+    for rule in table["rules"]:
+        named = _NETWORK.search(rule)
+        if named and named[1] != COMMENT:
+            theirs |= {chain for chain in (_chain(rule), _target(rule)) if chain.startswith(_CNI)}
+    # They lead on to chains that all networks share (CNI-HOSTPORT-SETMARK).
+    while more := {_target(r) for r in table["rules"] if _chain(r) in theirs and _target(r).startswith(_CNI)} - theirs:
+        theirs |= more
+    if theirs:
+        theirs |= {chain for chain in table["chains"] if chain.startswith(f"{_CNI}HOSTPORT-")}
+    return theirs
 
 
 def _words(rule: str) -> list[str]:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import socket
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -173,17 +174,34 @@ def restore(before: Before) -> list[str]:
 
 
 def forget_folders(before: Before) -> list[str]:
-    """Remove the folders that were not there before and hold nothing but sockets any more; return them."""
+    """Remove the folders that were not there before and hold nothing but dead sockets any more; return them.
+
+    One in which somebody listens is in use by now (a containerd that came with Docker meanwhile) and stays as it is.
+    """
     gone: list[str] = []
     for name in FOLDERS:
         if name in before.folders or not Path(name).is_dir():
             continue
-        for folder, _, files in os.walk(name, topdown=False):
-            for file in (Path(folder, file) for file in files):
-                if file.is_socket():
-                    file.unlink()
+        sockets = [file for file in Path(name).rglob("*") if file.is_socket()]
+        if any(_listens(file) for file in sockets):
+            continue
+        for file in sockets:
+            file.unlink()
+        for folder, _, _ in os.walk(name, topdown=False):
             if not any(Path(folder).iterdir()):
                 Path(folder).rmdir()
         if not Path(name).exists():
             gone.append(name)
     return gone
+
+
+def _listens(file: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as one:
+        one.settimeout(1.0)
+        try:
+            one.connect(str(file))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError:  # of another kind, or full: somebody has it
+            return True
+    return True

@@ -69,3 +69,33 @@ def test_the_script_deletes_rules_before_the_chains_that_they_lead_to() -> None:
     jump = lines.index('-D FORWARD -m comment --comment "kubernetes forwarding rules" -j KUBE-FORWARD')
     assert jump < lines.index("-X KUBE-FORWARD")
     assert not [line for line in lines if "DOCKER" in line or "OTHERS" in line]
+
+
+def test_chains_of_a_network_of_podman_stay_and_those_that_it_shares_with_ours() -> None:
+    theirs, ours = "CNI-aaaaaaaaaaaaaaaaaaaaaaaa", "CNI-bbbbbbbbbbbbbbbbbbbbbbbb"
+    now = f"""\
+*nat
+:POSTROUTING ACCEPT [0:0]
+:CNI-HOSTPORT-MASQ - [0:0]
+:CNI-DN-aaaaaaaaaaaaaaaaaaaaa - [0:0]
+:CNI-HOSTPORT-DNAT - [0:0]
+:CNI-HOSTPORT-SETMARK - [0:0]
+:{theirs} - [0:0]
+:{ours} - [0:0]
+-A PREROUTING -m addrtype --dst-type LOCAL -j CNI-HOSTPORT-DNAT
+-A POSTROUTING -m comment --comment "CNI portfwd requiring masquerade" -j CNI-HOSTPORT-MASQ
+-A POSTROUTING -s 10.88.0.5/32 -m comment --comment "name: \\"podman\\" id: \\"1\\"" -j {theirs}
+-A POSTROUTING -s 10.96.0.7/32 -m comment --comment "name: \\"modelwharf\\" id: \\"2\\"" -j {ours}
+-A CNI-HOSTPORT-DNAT -p tcp -m comment --comment "dnat name: \\"podman\\" id: \\"1\\"" -j CNI-DN-aaaaaaaaaaaaaaaaaaaaa
+-A CNI-DN-aaaaaaaaaaaaaaaaaaaaa -p tcp -m tcp --dport 8080 -j CNI-HOSTPORT-SETMARK
+-A {theirs} -d 10.88.0.0/16 -m comment --comment "name: \\"podman\\" id: \\"1\\"" -j ACCEPT
+-A {ours} -d 10.96.0.0/16 -m comment --comment "name: \\"modelwharf\\" id: \\"2\\"" -j ACCEPT
+COMMIT
+"""
+    found = firewall.removal({}, firewall.parse(now))["nat"]
+    assert found.chains == [ours]
+    assert len(found.rules) == 1 and found.rules[0].endswith(f"-j {ours}")
+    alone = "".join(line for line in now.splitlines(keepends=True) if "aaaa" not in line)
+    assert firewall.removal({}, firewall.parse(alone))["nat"].chains == [
+        *("CNI-HOSTPORT-MASQ", "CNI-HOSTPORT-DNAT", "CNI-HOSTPORT-SETMARK", ours),
+    ]

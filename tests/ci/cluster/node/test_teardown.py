@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import socket
 import struct
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
@@ -84,6 +86,21 @@ def test_folders_of_others_stay_and_empty_ones_of_ours_go(tmp_path: Path, monkey
     before = Before("boot", {}, [], [names[0]], {})
     assert network.forget_folders(before) == [names[1]]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["theirs", "used"]
+
+
+def test_a_folder_in_which_somebody_listens_by_now_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory(prefix="w-") as folder:  # short: the path of a socket has 108 bytes at most
+        live, dead = Path(folder, "live"), Path(folder, "dead")
+        monkeypatch.setattr(network, "FOLDERS", (str(live), str(dead)))
+        for one in (live, dead):
+            (one / "empty").mkdir(parents=True)
+        with socket.socket(socket.AF_UNIX) as theirs, socket.socket(socket.AF_UNIX) as ended:
+            theirs.bind(str(live / "containerd.sock"))
+            theirs.listen()
+            ended.bind(str(dead / "shim.sock"))
+            ended.close()
+            assert network.forget_folders(Before("boot", {}, [], [], {})) == [str(dead)]
+        assert sorted(path.name for path in live.iterdir()) == ["containerd.sock", "empty"]
 
 
 def test_what_the_machine_was_like_is_written_down_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
