@@ -17,7 +17,7 @@ from ci.cluster import access as cluster_access
 from ci.cluster import pods as pod_state
 from ci.cluster.access import Access
 from ci.cluster.kube import Kube
-from ci.cluster.pods import Pod, one_line
+from ci.cluster.pods import UNREADY, Pod, one_line
 from ci.cluster.wanted import Key, Wanted, wanted
 from ci.errors import WharfError
 from ci.status import Application
@@ -188,7 +188,7 @@ def _judge(seen: _Seen, git: Wanted, key: Key, older: bool, strange: bool) -> Cl
     well = sync == "Synced" and health == "Healthy"
     if not well and not why and pods and sync == "Synced":
         why = f"version {desired} is rolling out: {ready} of its {_replicas(deployment)} pods are ready"
-    if serving is not None and serving != desired and why and desired is not None:
+    if why and None not in (serving, desired) and (serving != desired or health != "Healthy"):
         why = f"{why}; version {serving} goes on serving"
     return ClusterApplication(
         model=model,
@@ -348,7 +348,10 @@ def _explain(pool: ThreadPoolExecutor, kube: Kube, seen: _Seen) -> _Seen:
 
 def _more(kube: Kube, pod: Pod) -> str:
     try:
-        return _last_words(kube, pod) if pod.crashed else _last_warning(kube, pod)
+        if pod.crashed:
+            return _last_words(kube, pod)
+        # The kubelet's own reason is the cause; an event only repeats it.
+        return _last_warning(kube, pod) if pod.reason in ("", UNREADY) else ""
     except WharfError:
         return ""  # it is gone meanwhile, or we may not read events: what is known stands
 

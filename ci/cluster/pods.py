@@ -13,6 +13,7 @@ Json = Mapping[str, Any]
 _STARTING = {"ContainerCreating", "PodInitializing", ""}
 _PULL = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"}
 _LONGEST = 240
+UNREADY = "runs, but does not pass its readiness check"
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def _judged(pod: Json, containers: list[Json]) -> tuple[str, str]:
     waiting = [str((each.get("state") or {}).get("waiting", {}).get("reason", "")) for each in containers]
     word = next(filter(None, waiting), str(status.get("phase", "Unknown")))
     if word == "Running" and any(each.get("started") and not each.get("ready") for each in containers):
-        return word, "runs, but does not pass its readiness check"
+        return word, UNREADY
     return word, ""
 
 

@@ -174,6 +174,44 @@ def test_the_reason_of_a_pod_that_does_not_start(
     assert found.message == reason and found.pods[0].reason == reason and not found.pods[0].ready
 
 
+def test_an_event_says_more_where_the_pod_itself_does_not(workspace: Workspace, cluster: KubeDouble) -> None:
+    def event(name: str, pod: str, reason: str, message: str) -> dict[str, Any]:
+        return {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"name": name, "namespace": "team-dev"},
+            "involvedObject": {"name": pod},
+            "type": "Warning",
+            "reason": reason,
+            "message": message,
+            "lastTimestamp": "2026-11-21T10:00:00Z",
+        }
+
+    cluster.add(
+        at(workspace, health="Progressing"),
+        model_pod("tumor", "dev", 3, ready=False, waiting="ContainerCreating"),
+        event("1", "tumor-a", "FailedMount", "no such volume"),
+        event("2", "tumor-a", "Unhealthy", "Startup probe failed"),
+    )
+    assert only(workspace).message == "no such volume"
+    cluster.add(model_pod("tumor", "dev", 3, ready=False, waiting="ImagePullBackOff", message="not found"))
+    assert only(workspace).message.endswith("cannot be pulled: not found")
+    unready = model_pod("tumor", "dev", 3, ready=False)
+    unready["status"]["containerStatuses"][0]["started"] = True
+    cluster.add(unready, event("2", "tumor-a", "Unhealthy", "Readiness probe failed: 503"))
+    del cluster.objects["/api/v1/events", "team-dev", "1"]
+    assert only(workspace).message == "runs, but does not pass its readiness check: Readiness probe failed: 503"
+
+
+def test_pods_of_the_same_version_that_go_on_serving_are_named(workspace: Workspace, cluster: KubeDouble) -> None:
+    cluster.add(
+        at(workspace, health="Degraded"),
+        model_pod("tumor", "dev", 3, "old"),
+        model_pod("tumor", "dev", 3, "new", ready=False, waiting="ImagePullBackOff", message="not found"),
+    )
+    assert only(workspace).message.endswith("cannot be pulled: not found; version 3 goes on serving")
+
+
 @pytest.mark.parametrize(
     ("conditions", "reason"),
     [
