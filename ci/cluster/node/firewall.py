@@ -153,25 +153,34 @@ def _remove_empty_tables(family: str, before: Rules) -> None:
                 run(["nft", "delete", "table", of_nft, table])
 
 
-def admit(bridge: str) -> bool:
+def admit(bridge: str, pods: str, services: str) -> bool:
     """Let the pods speak with each other, the world and the API server where the machine drops what it does not know.
 
-    What a network policy refuses is refused before these. Tell whether anything was added.
+    Nobody else on the machine's networks gets to them: forwarding, which pods need, would make the machine a router
+    into the ranges `pods` and `services`, where MLflow asks for no password. What a network policy refuses is refused
+    before these. Tell whether anything was added.
     """
     mark = ["-m", "comment", "--comment", COMMENT]
     answers = ["-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED"]
+    # Before the addresses of Services are translated. What this machine sends to itself has its own source.
+    foreign = ["!", "-i", bridge, "-m", "addrtype", "!", "--src-type", "LOCAL"]
     added = [
-        _ensure(["-A", "FORWARD"], ["-i", bridge, *mark, "-j", "ACCEPT"]),
-        _ensure(["-A", "FORWARD"], ["-o", bridge, *answers, *mark, "-j", "ACCEPT"]),
-        _ensure(["-I", "INPUT"], ["-i", bridge, "-p", "tcp", "--dport", "6443", *mark, "-j", "ACCEPT"]),
+        _ensure("filter", ["-A", "FORWARD"], ["-i", bridge, *mark, "-j", "ACCEPT"]),
+        _ensure("filter", ["-A", "FORWARD"], ["-o", bridge, *answers, *mark, "-j", "ACCEPT"]),
+        _ensure("filter", ["-I", "INPUT"], ["-i", bridge, "-p", "tcp", "--dport", "6443", *mark, "-j", "ACCEPT"]),
+        *(
+            _ensure("mangle", ["-I", "PREROUTING"], ["-d", to, *foreign, *mark, "-j", "DROP"])
+            for to in (pods, services)
+        ),
     ]
     return any(added)
 
 
-def _ensure(where: list[str], rule: list[str]) -> bool:
+def _ensure(table: str, where: list[str], rule: list[str]) -> bool:
+    command = ["iptables", "--wait", "--table", table]
     try:
-        run(["iptables", "--wait", "-C", where[1], *rule])
+        run([*command, "-C", where[1], *rule])
         return False
     except CommandFailed:
-        run(["iptables", "--wait", *where, *rule])
+        run([*command, *where, *rule])
         return True

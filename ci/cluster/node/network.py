@@ -99,7 +99,7 @@ def prepare(addresses: Addresses) -> str:
             done.append(name)
     if _make_bridge(addresses):
         done.append(BRIDGE)
-    if firewall.admit(BRIDGE):
+    if firewall.admit(BRIDGE, addresses.pods, addresses.services):
         done.append("firewall")
     return ", ".join(done) or "already there"
 
