@@ -93,7 +93,7 @@ def ensure(folder: Path, addresses: Addresses, now: datetime.datetime | None = N
         if not (_lasts(folder, one.name, now) and _fits(folder, one)):
             _make(folder, one, now)
             made.append(one.name)
-    if not key(folder, "service-account").is_file():
+    if not (key(folder, "service-account").is_file() and _public(folder).is_file()):
         _make_service_account_key(folder)
         made.append("service-account")
     return made
@@ -104,12 +104,17 @@ def _load(folder: Path, name: str) -> x509.Certificate:
 
 
 def _lasts(folder: Path, name: str, now: datetime.datetime) -> bool:
+    """Tell whether certificate and key are there, belong together, and have time left.
+
+    They are two files: somebody who was interrupted between them has left a new key beside an old certificate.
+    """
     try:
         found = _load(folder, name)
-        serialization.load_pem_private_key(key(folder, name).read_bytes(), None)
+        private = serialization.load_pem_private_key(key(folder, name).read_bytes(), None)
     except (FileNotFoundError, ValueError):
         return False
-    return found.not_valid_after_utc - now > datetime.timedelta(days=RENEW_DAYS)
+    left = found.not_valid_after_utc - now
+    return private.public_key() == found.public_key() and left > datetime.timedelta(days=RENEW_DAYS)
 
 
 def _fits(folder: Path, one: Wanted) -> bool:
@@ -201,13 +206,23 @@ def _make(folder: Path, one: Wanted, now: datetime.datetime) -> None:
 
 
 def _make_service_account_key(folder: Path) -> None:
-    """Make the key that signs the tokens of service accounts (RSA: what every verifier of such tokens knows)."""
-    private = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-    write_private(key(folder, "service-account"), _pem(private))
+    """Make the key that signs the tokens of service accounts (RSA: what every verifier of such tokens knows).
+
+    One that is there stays, for the tokens that pods hold, and gets its public half again.
+    """
+    path = key(folder, "service-account")
+    private = serialization.load_pem_private_key(path.read_bytes(), None) if path.is_file() else None
+    if not isinstance(private, rsa.RSAPrivateKey):
+        private = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+        write_private(path, _pem(private))
     public = private.public_key().public_bytes(
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
-    write_atomic(folder / "service-account.pub", public)
+    write_atomic(_public(folder), public)
+
+
+def _public(folder: Path) -> Path:
+    return folder / "service-account.pub"
 
 
 def _write(folder: Path, name: str, private: ec.EllipticCurvePrivateKey, signed: x509.Certificate) -> None:

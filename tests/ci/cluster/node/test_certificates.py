@@ -111,6 +111,28 @@ def test_a_damaged_key_is_made_anew(folder: Path) -> None:
     assert certificates.ensure(folder, ADDRESSES, NOW) == ["scheduler"]
 
 
+@pytest.mark.parametrize("name", ["scheduler", "cluster-ca"])
+def test_a_key_without_its_certificate_is_made_anew(folder: Path, name: str) -> None:
+    # As an interruption between the two files leaves it: the key of the next certificate beside the one before.
+    other = folder.parent / "other"
+    certificates.ensure(other, ADDRESSES, NOW)
+    certificates.key(other, name).replace(certificates.key(folder, name))
+    assert name in certificates.ensure(folder, ADDRESSES, NOW)
+    for each in certificates.wanted(ADDRESSES):
+        private = serialization.load_pem_private_key(certificates.key(folder, each.name).read_bytes(), None)
+        assert private.public_key() == _read(folder, each.name).public_key()
+        _read(folder, each.name).verify_directly_issued_by(_read(folder, each.authority))
+    assert certificates.ensure(folder, ADDRESSES, NOW) == []
+
+
+def test_the_public_half_of_the_key_of_service_accounts_comes_back(folder: Path) -> None:
+    public = folder / "service-account.pub"
+    before = public.read_text()
+    public.unlink()
+    assert certificates.ensure(folder, ADDRESSES, NOW) == ["service-account"]
+    assert public.read_text() == before  # pods hold tokens of it
+
+
 def test_the_key_of_service_accounts_is_kept(folder: Path) -> None:
     public = serialization.load_pem_public_key((folder / "service-account.pub").read_bytes())
     certificates.ensure(folder, ADDRESSES, NOW + datetime.timedelta(days=340))
