@@ -95,7 +95,9 @@ class Cluster:
         begun = time.monotonic()
 
         def settled() -> bool:
-            deployment = self.deployment(environment)
+            deployment = self.kube.get("apps/v1/Deployment", "tumor", self.namespace(environment))
+            if deployment is None:
+                return False
             status, spec = deployment.get("status") or {}, deployment["spec"]
             labels = {pod["metadata"]["labels"]["app.kubernetes.io/version"] for pod in self.pods(environment)}
             return (
@@ -126,9 +128,12 @@ class Cluster:
 
     # -- traffic -------------------------------------------------------------------------------------------------------
 
-    def traffic(self, environment: str, rate: float = 20) -> Traffic:
-        """Return traffic to tumor's Service from a pod of its namespace; a context manager."""
-        return Traffic(self.kube, self.image, self.namespace(environment), "tumor", body(2), rate)
+    def traffic(self, environment: str, rate: float = 20, *, starts: bool = True) -> Traffic:
+        """Return traffic to tumor's Service from a pod of its namespace; a context manager.
+
+        `starts`: it fails unless it is answered from the beginning.
+        """
+        return Traffic(self.kube, self.image, self.namespace(environment), "tumor", body(2), rate, starts)
 
     # -- git -----------------------------------------------------------------------------------------------------------
 
