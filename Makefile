@@ -52,6 +52,10 @@ fmt: .venv/ready-dev ## format and mend what can be mended
 bench: .venv/ready-dev ## print the figures of docs/benchmarks.md (about ten minutes)
 	@.venv/bin/python -m tests.bench
 
+# COLD=1 brings it up with empty caches first, which takes half an hour more.
+bench-cluster: .venv/ready-dev ## print the figures of the cluster (about half an hour)
+	@.venv/bin/python -m tests.bench.cluster $(if $(COLD),--cold) $(if $(CLONE),--clone $(CLONE))
+
 .venv/ready: pyproject.toml uv.lock
 	@test -n "$(PYTHON)" || { echo 'ERROR  no Python 3.11 or newer on the PATH' >&2; \
 		echo 'TIP    install one, or name it: make up PYTHON=/path/to/python3' >&2; exit 2; }
