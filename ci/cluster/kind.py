@@ -71,13 +71,22 @@ class Kind:
         return Access(self.name, kubeconfig, f"kind-{CLUSTER}", REGISTRY, f"127.0.0.1:{REGISTRY_PORT}", _ORIGIN)
 
     def down(self, workspace: Workspace) -> list[str]:
+        """Remove the cluster, its registry and the kubeconfig; return it in words.
+
+        Raises Mistake when the cluster belongs to another checkout that still exists, CommandFailed.
+        """
         with_engine = engine()
         if with_engine is None or shutil.which("kind") is None:
             return []
         removed: list[str] = []
+        kubeconfig = workspace.state / "cluster" / "kubeconfig"
         if CLUSTER in _clusters(with_engine):
-            run(["kind", "delete", "cluster", "--name", CLUSTER], env=_env(with_engine), timeout=_UP_S)
+            _require_origin(with_engine, workspace.state / "origin.git", only_if_there=True)
+            # With a kubeconfig named, kind leaves the user's own as it is.
+            command = ["kind", "delete", "cluster", "--name", CLUSTER, "--kubeconfig", str(kubeconfig)]
+            run(command, env=_env(with_engine), timeout=_UP_S)
             removed.append("the kind cluster")
+        kubeconfig.unlink(missing_ok=True)
         if _exists(with_engine, REGISTRY_CONTAINER):
             run([with_engine, "rm", "--force", "--volumes", REGISTRY_CONTAINER], timeout=_UP_S)
             removed.append("its registry")
@@ -171,14 +180,17 @@ def _create(with_engine: str, kubeconfig: Path, origin: Path) -> str:
     return CLUSTER
 
 
-def _require_origin(with_engine: str, origin: Path) -> None:
-    """Raise Mistake when the cluster that is there follows the origin of another checkout."""
+def _require_origin(with_engine: str, origin: Path, *, only_if_there: bool = False) -> None:
+    """Raise Mistake when the cluster follows another checkout (with `only_if_there`: one that still exists)."""
     form = '{{range .Mounts}}{{if eq .Destination "' + _ORIGIN + '"}}{{.Source}}{{end}}{{end}}'
     source = run([with_engine, "inspect", "--format", form, f"{CLUSTER}-control-plane"], timeout=60).strip()
-    if source and Path(source) != origin:
+    if not source or Path(source) == origin:
+        return
+    is_there = Path(source).exists()
+    if is_there or not only_if_there:
         raise Mistake(
-            f"the kind cluster '{CLUSTER}' follows {source}, another checkout",
-            tip="`make cluster-down` there, then run this again",
+            f"the kind cluster '{CLUSTER}' follows {source}, another checkout{'' if is_there else ', which is gone'}",
+            tip=f"`make cluster-down` {'there' if is_there else 'here'} removes it",
         )
 
 

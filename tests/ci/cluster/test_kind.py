@@ -5,6 +5,7 @@ The doubles are shell scripts that keep what exists in a folder and write down e
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,21 @@ def test_a_cluster_of_another_checkout_is_refused(double: Path, workspace: Works
         Kind().up(Workspace(tmp_path / "other"))
 
 
+def test_down_leaves_a_cluster_of_another_checkout_alone_while_that_exists(
+    double: Path, workspace: Workspace, tmp_path: Path
+) -> None:
+    Kind().up(workspace)
+    other = Workspace(tmp_path / "other")
+    with pytest.raises(Mistake, match=r"follows .*checkout/.wharf/origin.git, another checkout$"):
+        Kind().down(other)
+    assert said(double, "kind delete") == said(double, "docker rm") == []
+    shutil.rmtree(workspace.state)
+    with pytest.raises(Mistake, match="which is gone") as raised:
+        Kind().up(other)
+    assert raised.value.tip == "`make cluster-down` here removes it"
+    assert Kind().down(other) == ["the kind cluster", "its registry"]
+
+
 def test_what_kind_says_when_it_fails_is_one_line(double: Path, workspace: Workspace) -> None:
     (double / "fails").touch()
     with pytest.raises(Unavailable, match=r"^kind: ERROR: failed to create cluster: no space$"):
@@ -112,7 +128,10 @@ def test_what_kind_says_when_it_fails_is_one_line(double: Path, workspace: Works
 def test_down_removes_both_and_nothing_else(double: Path, workspace: Workspace) -> None:
     Kind().up(workspace)
     assert Kind().down(workspace) == ["the kind cluster", "its registry"]
-    assert said(double, "kind delete") == ["kind delete cluster --name modelwharf"]
+    kubeconfig = workspace.state / "cluster" / "kubeconfig"
+    # With a kubeconfig of its own, or kind would write to the user's.
+    assert said(double, "kind delete") == [f"kind delete cluster --name modelwharf --kubeconfig {kubeconfig}"]
+    assert not kubeconfig.exists()
     assert said(double, "docker rm") == ["docker rm --force --volumes modelwharf-registry"]
     assert Kind().down(workspace) == []
 
