@@ -86,6 +86,9 @@ def ensure(names: Iterable[str] = NODE, *, policy: Path = POLICY) -> list[str]:
     """
     lacking = missing(names)
     if not lacking:
+        if _is_left(policy) and os.geteuid() == 0:  # killed behind the installation: no service of any package starts
+            with locked("packages"), _permitted(policy):
+                _restore(policy)
         return []
     listed = " ".join(lacking)
     if os.geteuid() != 0:
@@ -143,26 +146,39 @@ def _no_services(policy: Path) -> Generator[None]:
 
     Raises Mistake when the policy cannot be written.
     """
-    saved = policy.with_name(policy.name + _SAVED)
-    try:
-        _restore(policy, saved)  # after a run that was killed
+    with _permitted(policy):
+        _restore(policy)  # after a run that was killed
         if policy.exists():
-            policy.rename(saved)
+            policy.rename(_saved(policy))
         policy.write_text(_FORBID)
         policy.chmod(0o755)
-    except OSError as fault:
-        raise Mistake(f"{policy}: {fault.strerror}: services could not be kept from starting") from fault
     try:
         yield
     finally:
-        _restore(policy, saved)
+        _restore(policy)
 
 
-def _restore(policy: Path, saved: Path) -> None:
-    if policy.is_file() and policy.read_text(errors="replace") == _FORBID:
+@contextmanager
+def _permitted(policy: Path) -> Generator[None]:
+    try:
+        yield
+    except OSError as fault:
+        raise Mistake(f"{policy}: {fault.strerror}: services could not be kept from starting") from fault
+
+
+def _saved(policy: Path) -> Path:
+    return policy.with_name(policy.name + _SAVED)
+
+
+def _is_left(policy: Path) -> bool:
+    return policy.is_file() and policy.read_text(errors="replace") == _FORBID
+
+
+def _restore(policy: Path) -> None:
+    if _is_left(policy):
         policy.unlink()
-    if saved.exists():
-        saved.rename(policy)
+    if _saved(policy).exists():
+        _saved(policy).rename(policy)
 
 
 def _leave_disabled(names: Sequence[str]) -> None:

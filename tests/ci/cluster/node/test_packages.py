@@ -126,6 +126,16 @@ def test_what_a_killed_run_left_is_put_right(play: Path, policy: Path) -> None:
     assert list(policy.parent.glob("policy-rc.d*")) == [policy]
 
 
+def test_what_a_run_left_that_was_killed_behind_the_installation_is_put_right(play: Path, policy: Path) -> None:
+    policy.write_text(packages._FORBID)
+    assert packages.ensure(["iptables"], policy=policy) == []  # nothing is missing any more
+    assert not policy.exists()
+    assert _said(play, "apt") == []
+    policy.write_text(own := "#!/bin/sh\nexit 104\n")
+    packages.ensure(["iptables"], policy=policy)
+    assert policy.read_text() == own
+
+
 def test_a_policy_that_cannot_be_written_ends_it(play: Path, tmp_path: Path) -> None:
     with pytest.raises(Mistake, match=r"no-such-folder/policy-rc\.d: No such file .*services could not be kept"):
         packages.ensure(["etcd-server"], policy=tmp_path / "no-such-folder" / "policy-rc.d")
