@@ -242,18 +242,29 @@ def locked(path: Path, *, wait: bool = True, busy: Callable[[], Any] | None = No
 
     When another process holds it: call `busy`, then wait, or with `wait=False` yield False without the lock.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if busy:
-                busy()
-            if not wait:
-                yield False
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if busy:
+                    busy()
+                if not wait:
+                    yield False
+                    return
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            # Whoever held it may have removed the file (`wharf down` does): the next one would lock another file.
+            if _is_at(path, handle.fileno()):
+                yield True
                 return
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield True
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def last_line(log: Path, begins: int = 0) -> str:

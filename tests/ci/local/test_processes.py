@@ -7,8 +7,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -145,6 +147,27 @@ def test_a_lock_is_held_by_one_process_and_let_go_when_it_is_killed(state: Path)
         holder.kill()
     with processes.locked(path) as mine:
         assert mine
+
+
+def test_who_waited_for_a_lock_that_was_removed_holds_it_against_the_next(state: Path) -> None:
+    path = state / "lock"
+    waiting, got, done = threading.Event(), threading.Event(), threading.Event()
+
+    def wait() -> None:
+        with processes.locked(path, busy=waiting.set):
+            got.set()
+            done.wait(10)
+
+    with ThreadPoolExecutor() as pool:
+        with processes.locked(path):
+            ended = pool.submit(wait)
+            assert waiting.wait(10)
+            path.unlink()  # as `wharf down` does with the folder that the lock is in
+        assert got.wait(10)
+        with processes.locked(path, wait=False) as mine:
+            assert not mine
+        done.set()
+        ended.result()
 
 
 def test_answers_says_whether_a_url_gives_200() -> None:
