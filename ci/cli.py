@@ -10,6 +10,7 @@ import argparse
 import errno
 import importlib
 import os
+import subprocess
 import sys
 import tempfile
 import traceback
@@ -85,6 +86,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         say("stopped")
         return 130
+    except subprocess.TimeoutExpired as error:
+        command = [error.cmd] if isinstance(error.cmd, str) else [str(word) for word in error.cmd]
+        say(
+            f"{paint('ERROR', 'red', sys.stderr)}  `{' '.join(command)}` did not end within {round(error.timeout, 1):g} seconds"
+        )
+        return Unavailable.exit_code
     except BrokenPipeError:  # `wharf status | head`: the reader has seen enough
         _write_nowhere()
         return 0

@@ -51,6 +51,12 @@ def test_each_kind_of_failure_has_its_code(step_that, error, code) -> None:
     assert cli.main(["probe"]) == code
 
 
+def test_a_program_that_does_not_end_is_unavailable_and_no_bug(step_that, capsys) -> None:
+    step_that(lambda: subprocess.run(["sleep", "60"], timeout=0.1, check=True))
+    assert cli.main(["probe"]) == 4
+    assert capsys.readouterr().err.splitlines() == ["ERROR  `sleep 60` did not end within 0.1 seconds"]
+
+
 def test_an_error_is_one_line_a_fault_and_a_tip(step_that, capsys) -> None:
     step_that(raising(Mistake(["x.yaml: a: is missing", "x.yaml: b: is missing"], tip="add them")))
     cli.main(["probe"])

@@ -6,6 +6,7 @@ import json
 import os
 import platform as machine
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from ci.workspace import Workspace
 _READY_S = 120.0
 _SUPERVISOR_S = 15.0
 _CHECK_S = 60.0
+_ASK_S = 30.0
 _CHECK_POD = "wharf-check"
 PROGRAMS = (
     *("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl", "pause"),
@@ -97,7 +99,7 @@ def bring_up(layout: Layout, programs: dict[str, Path]) -> Addresses:
     with step("node") as shown:
         documents = "\n---\n".join(json.dumps(one) for one in RBAC)
         run([*kubectl, "apply", "--server-side", "--field-manager=modelwharf", "-f", "-"], stdin=documents, timeout=60)
-        _wait_node(kubectl)
+        wait_node(kubectl)
         shown.note = "Ready"
     with step("a first pod"):
         _check_pod(kubectl, pause)
@@ -165,9 +167,11 @@ def _wait_parts(layout: Layout, generation: str, seconds: float = _READY_S) -> N
 
     processes.wait_until(settled, seconds)
     if left := waiting_for():
-        log = layout.logs / f"{left[0]}.log"
+        is_gone = supervisor_mark(layout) is None
+        log = layout.logs / f"{'supervisor' if is_gone else left[0]}.log"
+        what = "the node's supervisor has ended" if is_gone else f"{left[0]} is not ready after {seconds:.0f} seconds"
         raise Unavailable(
-            f"{left[0]} is not ready after {seconds:.0f} seconds: {processes.last_line(log) or 'it said nothing'}",
+            f"{what}: {processes.last_line(log) or 'it said nothing'}",
             tip=f"its log is {log}; the same command again goes on from here",
         )
 
@@ -186,15 +190,24 @@ def snapshotter(state: Path) -> str:
     return "native" if kinds[max(kinds, key=len)] == "overlay" else "overlayfs"
 
 
-def _wait_node(kubectl: list[str], seconds: float = _READY_S) -> None:
+def _reason(error: CommandFailed | subprocess.TimeoutExpired) -> str:
+    return (
+        error.lines[-1]
+        if isinstance(error, CommandFailed)
+        else f"kubectl had no answer for {round(error.timeout, 1):g} seconds"
+    )
+
+
+def wait_node(kubectl: list[str], seconds: float = _READY_S) -> None:
+    """Wait until the node is Ready. Raises Unavailable with what it, or kubectl, says."""
     said = ""
 
     def is_ready() -> bool:
         nonlocal said
         try:
-            node = json.loads(run([*kubectl, "get", "node", NODE, "--output=json"], timeout=30))
-        except CommandFailed as error:
-            said = error.lines[-1]
+            node = json.loads(run([*kubectl, "get", "node", NODE, "--output=json"], timeout=_ASK_S))
+        except (CommandFailed, subprocess.TimeoutExpired) as error:
+            said = _reason(error)
             return False
         state = next((one for one in node["status"].get("conditions", []) if one["type"] == "Ready"), None)
         said = state["message"] if state else "it has not reported yet"
@@ -225,10 +238,10 @@ def _check_pod(kubectl: list[str], image: str, seconds: float = _CHECK_S) -> Non
         nonlocal said
         try:
             # Until its namespace has a service account the pod is refused; then the first of these makes it.
-            run([*named, "apply", "--server-side", "-f", "-"], stdin=json.dumps(pod), timeout=30)
-            status = json.loads(run([*named, "get", "pod", _CHECK_POD, "--output=json"], timeout=30))["status"]
-        except CommandFailed as error:
-            said = error.lines[-1]
+            run([*named, "apply", "--server-side", "-f", "-"], stdin=json.dumps(pod), timeout=_ASK_S)
+            status = json.loads(run([*named, "get", "pod", _CHECK_POD, "--output=json"], timeout=_ASK_S))["status"]
+        except (CommandFailed, subprocess.TimeoutExpired) as error:
+            said = _reason(error)
             return False
         waiting = [one["state"]["waiting"] for one in status.get("containerStatuses", []) if "waiting" in one["state"]]
         said = " ".join(str(value) for one in waiting for value in one.values()) or status["phase"]
