@@ -87,10 +87,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         say("stopped")
         return 130
     except subprocess.TimeoutExpired as error:
-        command = [error.cmd] if isinstance(error.cmd, str) else [str(word) for word in error.cmd]
-        say(
-            f"{paint('ERROR', 'red', sys.stderr)}  `{' '.join(command)}` did not end within {round(error.timeout, 1):g} seconds"
-        )
+        command = error.cmd if isinstance(error.cmd, str) else " ".join(map(str, error.cmd))
+        what = f"`{command}` did not end within {round(error.timeout, 1):g} seconds"
+        say(f"{paint('ERROR', 'red', sys.stderr)}  {what}")
         return Unavailable.exit_code
     except BrokenPipeError:  # `wharf status | head`: the reader has seen enough
         _write_nowhere()
