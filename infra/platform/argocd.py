@@ -6,7 +6,8 @@ What comes in is upstream's own list of objects at a pinned version; what comes 
   not ours. With plugins goes the init container that copies the program for them.
 - Parts that nobody uses are left out (Dex, notifications), as are the rights of ApplicationSets in other namespaces.
 - The application controller may read everything, but write only the kinds that releases consist of; upstream's is an
-  administrator of the whole cluster.
+  administrator of the whole cluster. The web server shows what releases are made of, and changes nothing in other
+  namespaces; upstream's may delete and patch everything in the cluster, and read every Secret.
 - Every pod keeps the Pod Security Standard "restricted", and the namespace admits no other. An origin on the node's
   disk comes in as a volume of the cluster's administrator, because a pod of that standard may not name a host path.
 - Nothing reaches the pods that is not named: Redis and the repo server are for Argo CD's own pods, figures are for the
@@ -20,6 +21,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from infra.platform import rights
 from infra.platform.kubernetes import (
     LABELS,
     MONITORING_NAMESPACE,
@@ -46,25 +48,6 @@ WORKLOADS = (CONTROLLER, REPO_SERVER, APPLICATION_SETS, REDIS, SERVER)
 _UNUSED = ("argocd-dex-server", "argocd-notifications")
 _GIT_FOLDER = "/app/config/git"
 _WORKLOAD_KINDS = ("Deployment", "StatefulSet")
-
-# (API group, resource) of what releases consist of: all that the application controller may write in other namespaces.
-RELEASED = (
-    ("", "serviceaccounts"),
-    ("", "services"),
-    ("apps", "deployments"),
-    ("autoscaling", "horizontalpodautoscalers"),
-    ("networking.k8s.io", "networkpolicies"),
-    ("policy", "poddisruptionbudgets"),
-)
-
-_KINDS = {
-    "serviceaccounts": "ServiceAccount",
-    "services": "Service",
-    "deployments": "Deployment",
-    "horizontalpodautoscalers": "HorizontalPodAutoscaler",
-    "networkpolicies": "NetworkPolicy",
-    "poddisruptionbudgets": "PodDisruptionBudget",
-}
 
 # Measured needs are far below at rest; the limits leave room for a thousand applications.
 _RESOURCES = {
@@ -126,7 +109,7 @@ class Settings:
     images: Mapping[str, str] | None = None
     origin: Origin | None = None
     tuning: Tuning = field(default_factory=Tuning)
-    released: Sequence[tuple[str, str]] = RELEASED
+    released: Sequence[tuple[str, str]] = rights.RELEASED
     ingress_namespaces: Sequence[str] = ()
     monitoring_namespace: str = MONITORING_NAMESPACE
 
@@ -150,7 +133,9 @@ def objects(install: Sequence[Object], settings: Settings) -> list[Object]:
         if one["kind"] == "ConfigMap" and name in configuration:
             one["data"] = {**(one.get("data") or {}), **configuration[name]}
         if one["kind"] == "ClusterRole" and name == CONTROLLER:
-            one["rules"] = _controller_rules(settings.released)
+            one["rules"] = rights.controller(settings.released)
+        if one["kind"] == "ClusterRole" and name == SERVER:
+            one["rules"] = rights.server(settings.released)
         if one["kind"] in _WORKLOAD_KINDS:
             _harden(one, settings, started_with)
     return [
@@ -201,7 +186,9 @@ def _configuration() -> dict[str, str]:
     }
 
 
-def tuned(tuning: Tuning, released: Sequence[tuple[str, str]] = RELEASED, *, pages: bool) -> dict[str, dict[str, str]]:
+def tuned(
+    tuning: Tuning, released: Sequence[tuple[str, str]] = rights.RELEASED, *, pages: bool
+) -> dict[str, dict[str, str]]:
     """Return what the tuning sets in the two ConfigMaps, by name; `pages`: Argo CD's web pages are to show pods."""
     reconciliation = {
         "timeout.reconciliation": f"{tuning.reconciliation_s}s",
@@ -231,7 +218,7 @@ def _watched(released: Sequence[tuple[str, str]], pages: bool) -> str:
     """
     kinds: dict[str, list[str]] = {"argoproj.io": ["AppProject", "ApplicationSet"]}
     for group, resource in released:
-        kinds.setdefault(group, []).append(_KINDS[resource])
+        kinds.setdefault(group, []).append(rights.KINDS[resource])
     if pages:
         kinds[""].append("Pod")
         kinds["apps"].append("ReplicaSet")
@@ -256,24 +243,6 @@ def _parameters(tuning: Tuning) -> dict[str, str]:
         "applicationsetcontroller.enable.git.submodule": "false",
         "applicationsetcontroller.policy": "sync",
     }
-
-
-def _controller_rules(released: Sequence[tuple[str, str]]) -> list[Object]:
-    """Read all, for the state of the cluster is what it watches; write what releases consist of.
-
-    Its own kinds, in its own namespace, are in its Role.
-    """
-    groups: dict[str, list[str]] = {}
-    for group, resource in released:
-        groups.setdefault(group, []).append(resource)
-    return [
-        {"apiGroups": ["*"], "resources": ["*"], "verbs": ["get", "list", "watch"]},
-        {"nonResourceURLs": ["*"], "verbs": ["get"]},
-        *(
-            {"apiGroups": [group], "resources": sorted(names), "verbs": ["create", "update", "patch", "delete"]}
-            for group, names in sorted(groups.items())
-        ),
-    ]
 
 
 def _harden(workload: Object, settings: Settings, started_with: str) -> None:

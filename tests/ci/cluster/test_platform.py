@@ -19,7 +19,7 @@ from ci.errors import Mistake, Unavailable
 from ci.rendering import argocd as bootstrap
 from ci.shell import git
 from ci.workspace import Workspace
-from infra.platform import argocd
+from infra.platform import rights
 from tests.ci.cluster.kube_double import KubeDouble
 from tests.ci.gitops_tree import commit, make_tree
 from tests.infra.platform import upstream as installs
@@ -239,7 +239,7 @@ def test_argocd_may_write_exactly_the_kinds_that_releases_have() -> None:
         word = kind.lower()
         return f"{word[:-1]}ies" if word.endswith("y") else f"{word}s"
 
-    assert {(group, plural(kind)) for group, kind in bootstrap.KINDS} == set(argocd.RELEASED)
+    assert {(group, plural(kind)) for group, kind in bootstrap.KINDS} == set(rights.RELEASED)
 
 
 def test_applied_is_everything_with_the_root_application_last(

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 
-from infra.platform import argocd
+from infra.platform import argocd, rights
 from tests.infra.platform import upstream
 from tests.infra.platform.restricted import named, pods, requested, require_hardened, require_valid
 
@@ -113,7 +113,16 @@ def test_the_controller_writes_only_what_releases_consist_of(objects):
         for group in rule["apiGroups"]
         for resource in rule["resources"]
     }
-    assert written == set(argocd.RELEASED)
+    assert written == set(rights.RELEASED)
+
+
+def test_the_web_server_changes_nothing_in_the_cluster_and_reads_no_secrets(full):
+    rules = named(full, "ClusterRole", "argocd-server")["rules"]
+    assert {verb for rule in rules for verb in rule["verbs"]} == {"get", "list", "watch"}
+    shown = {(group, name) for rule in rules for group in rule["apiGroups"] for name in rule["resources"]}
+    assert shown > set(rights.RELEASED)
+    assert shown > {("", "pods"), ("", "pods/log"), ("", "events"), ("apps", "replicasets")}
+    assert not [name for _, name in shown if name in ("*", "secrets")]
 
 
 def test_parts_that_nobody_uses_are_left_out(full):

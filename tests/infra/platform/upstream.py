@@ -112,6 +112,8 @@ def argocd(*, full: bool = False) -> list[Object]:
         for name in ("argocd-server", "argocd-dex-server", "argocd-notifications-controller"):
             more += [_workload("Deployment", name, {"containers": [_container(name)]}), *_role("Role", name, secrets)]
         more += _role("ClusterRole", "argocd-applicationset-controller", secrets)
+        any_object = {"apiGroups": ["*"], "resources": ["*"], "verbs": ["delete", "get", "patch"]}
+        more += _role("ClusterRole", "argocd-server", [any_object])
         more.append({"apiVersion": "v1", "kind": "Secret", "metadata": _meta("argocd-notifications-secret")})
     return [
         *(definition(f"{kind}.argoproj.io") for kind in ("applications", "applicationsets", "appprojects")),
