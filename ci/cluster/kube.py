@@ -52,19 +52,21 @@ class Kube:
     def __init__(self, path: Path, context: str | None = None) -> None:
         import httpx
 
+        from ci.cluster.bearer import Bearer
+
         self._server = kubeconfig.load(path, context)
+        token = self._server.token
+        self._auth = Bearer(token, lambda: kubeconfig.load(path, context).token) if token else None
         self._client = httpx.Client(**self._settings())
         self._kinds: dict[str, dict[str, tuple[str, bool]]] = {}
 
     def _settings(self) -> dict[str, Any]:
         import httpx
 
-        headers = {"User-Agent": "modelwharf", "Accept": "application/json"}
-        if self._server.token:
-            headers["Authorization"] = f"Bearer {self._server.token}"
         return {
             "base_url": self._server.url,
-            "headers": headers,
+            "headers": {"User-Agent": "modelwharf", "Accept": "application/json"},
+            "auth": self._auth,
             "verify": self._server.tls,
             "proxy": self._server.proxy,
             "timeout": httpx.Timeout(_READ_S, connect=_CONNECT_S),

@@ -54,7 +54,7 @@ def load(path: Path, context: str | None = None) -> Server:
         if old in user:
             raise Mistake(f"{path}: user '{where['user']}': {old}: Kubernetes has removed this way to log in")
     if "exec" in user:
-        user = {**user, **_ask_plugin(user["exec"], cluster, f"{path}: user '{where['user']}'")}
+        user = {**user, **_ask_plugin(user["exec"], cluster, path, f"{path}: user '{where['user']}'")}
     return Server(
         context=chosen,
         url=str(cluster.get("server", "")).rstrip("/"),
@@ -133,7 +133,7 @@ def _tls(cluster: Json, user: Json, path: Path) -> ssl.SSLContext | bool:
     return tls
 
 
-def _ask_plugin(plugin: Mapping[str, Any], cluster: Json, where: str) -> Json:
+def _ask_plugin(plugin: Mapping[str, Any], cluster: Json, beside: Path, where: str) -> Json:
     """Run a credential plugin and return what it says, in the words of a kubeconfig's user."""
     api = plugin.get("apiVersion")
     if api not in _PLUGIN_API:
@@ -144,7 +144,10 @@ def _ask_plugin(plugin: Mapping[str, Any], cluster: Json, where: str) -> Json:
         spec["cluster"] = {key: cluster[key] for key in known if key in cluster}
     asked = {"apiVersion": api, "kind": "ExecCredential", "spec": spec}
     env = {str(entry["name"]): str(entry["value"]) for entry in plugin.get("env") or []}
-    command = [str(plugin["command"]), *map(str, plugin.get("args") or [])]
+    program = str(plugin["command"])
+    if os.sep in program:  # as kubectl has it: meant from where the kubeconfig stands, never from the current folder
+        program = str(beside.absolute().parent / program)
+    command = [program, *map(str, plugin.get("args") or [])]
     try:
         done = subprocess.run(
             command,
@@ -158,10 +161,12 @@ def _ask_plugin(plugin: Mapping[str, Any], cluster: Json, where: str) -> Json:
         if done.returncode != 0:
             said = [line for line in done.stderr.splitlines() if line.strip()]
             raise Unavailable(f"{where}: {command[0]}: {said[-1] if said else f'ended with {done.returncode}'}")
-        status = json.loads(done.stdout)["status"]
+        status: Json = dict(json.loads(done.stdout)["status"])
     except FileNotFoundError:
         hint = str(plugin.get("installHint") or "").strip()
         raise Mistake(f"{where}: {command[0]} is not installed", tip=" ".join(hint.split())) from None
+    except OSError as error:
+        raise Mistake(f"{where}: {command[0]}: {error.strerror}") from None
     except subprocess.TimeoutExpired:
         raise Unavailable(f"{where}: {command[0]} said nothing for {_PLUGIN_S} seconds") from None
     except (ValueError, KeyError, TypeError):

@@ -241,11 +241,51 @@ def test_a_credential_plugin_is_asked_for_the_token(tmp_path: Path) -> None:
     [
         ("sys.exit('no session: log in first')", Unavailable, "no session: log in first"),
         ("print('hello')", Mistake, "did not print an ExecCredential"),
+        ("print(json.dumps({'status': ['token']}))", Mistake, "did not print an ExecCredential"),
     ],
 )
 def test_a_credential_plugin_that_fails(tmp_path: Path, code: str, error: type[Exception], line: str) -> None:
     with pytest.raises(error, match=line):
         kubeconfig.load(written(tmp_path, plugin(tmp_path, code)))
+
+
+def test_a_credential_plugin_with_a_path_stands_beside_the_kubeconfig(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (theirs := tmp_path / "where-we-work").mkdir()
+    plugin(theirs, "print(json.dumps({'status': {'token': 'of the folder that we work in'}}))")
+    user = plugin(tmp_path, "print(json.dumps({'status': {'token': 'beside the kubeconfig'}}))")
+    user["exec"]["command"] = "./plugin"
+    monkeypatch.chdir(theirs)
+    assert kubeconfig.load(written(tmp_path, user)).token == "beside the kubeconfig"
+
+
+def test_a_credential_plugin_that_cannot_be_started(tmp_path: Path) -> None:
+    user = plugin(tmp_path, "")
+    (tmp_path / "plugin").chmod(0o644)
+    with pytest.raises(Mistake, match=r"plugin: Permission denied$"):
+        kubeconfig.load(written(tmp_path, user))
+
+
+def test_a_token_that_has_ended_meanwhile_is_fetched_anew(tmp_path: Path, double: KubeDouble) -> None:
+    token = tmp_path / "now"
+    token.write_text(double.token)
+    (tmp_path / "of-plugin").mkdir()
+    code = f"print(json.dumps({{'status': {{'token': open({str(token)!r}).read()}}}}))"
+    user = plugin(tmp_path / "of-plugin", code)
+    path = written(tmp_path / "of-plugin", user, {"server": f"http://127.0.0.1:{double.port}"})
+    with Kube(path) as kube:
+        kube.apply([namespace(), settings(size="1")])
+        double.token = "the next one"
+        token.write_text(double.token)
+        kube.apply([settings(size="2")])
+        found = kube.get("v1/ConfigMap", "a", "one")
+        assert found is not None and found["data"] == {"size": "2"}
+        double.token = "nobody has this one"
+        asked = len(double.asked)
+        with pytest.raises(Rejected, match="Unauthorized"):
+            kube.get("v1/ConfigMap", "a", "one")
+        assert len(double.asked) == asked + 1  # the same token again would be refused again
 
 
 def test_a_credential_plugin_that_is_not_installed(tmp_path: Path) -> None:
