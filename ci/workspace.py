@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from ci.errors import Mistake, Unavailable, did_you_mean
 
@@ -94,6 +95,17 @@ def shown_uri(text: str) -> str:
     return re.sub(r"://[^/\s?#'\"]*@", "://", text)
 
 
+def _ask_no_proxy(uri: str) -> None:
+    """Have the HTTP libraries of this process reach our own server directly: no proxy knows the way to this machine."""
+    if not any(os.environ.get(name) for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY")):
+        return
+    host = urlsplit(uri).hostname or ""
+    for name in ("no_proxy", "NO_PROXY"):
+        known = [each.strip() for each in os.environ.get(name, "").split(",") if each.strip()]
+        if host not in known:
+            os.environ[name] = ",".join([*known, host])
+
+
 def tracking_uri(workspace: Workspace) -> str:
     """Return MLFLOW_TRACKING_URI, or the address of the local MLflow that `wharf up` started.
 
@@ -102,8 +114,10 @@ def tracking_uri(workspace: Workspace) -> str:
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
         return uri
     try:
-        return str(json.loads((workspace.state / "platform.json").read_text())["mlflow"]["url"])
-    except (OSError, KeyError, ValueError):
+        uri = str(json.loads((workspace.state / "platform.json").read_text())["mlflow"]["url"])
+        _ask_no_proxy(uri)
+        return uri
+    except (OSError, KeyError, ValueError, TypeError):
         raise Unavailable(
             "no MLflow server is known: MLFLOW_TRACKING_URI is not set and the local platform was never started",
             tip="start it with `make up`, or set MLFLOW_TRACKING_URI",

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Any, NoReturn, cast
-from urllib.parse import urljoin
+from urllib.parse import urljoin, urlsplit
 
 import requests
 
@@ -50,6 +50,7 @@ class Registry:
         self._prefix = f"{path.strip('/')}/" if path.strip("/") else ""
         self.insecure = _loopback(self.host)
         self._session = requests.Session()
+        self._session.trust_env = not self.insecure  # a company's proxy does not know the way to this machine
         self._tokens: dict[str, str] = {}
 
     def name(self, repository: str) -> str:
@@ -143,10 +144,12 @@ class Registry:
     ) -> requests.Response:
         """Send one request, with a token when the registry wants one; raises Mistake or Unavailable in one line."""
         url = what if what.startswith("http") else self._url(repository, what)
+        self._require_tls(url)
+        is_here = urlsplit(url).netloc == urlsplit(self._url("")).netloc
         headers: dict[str, str] = {**more.pop("headers", {})}
 
         def send() -> requests.Response:
-            if repository in self._tokens:
+            if repository in self._tokens and is_here:  # where it sends us to has its own way to know us
                 headers["Authorization"] = self._tokens[repository]
             return self._session.request(method, url, headers=headers, timeout=_TIMEOUT_S, **more)
 
@@ -163,6 +166,14 @@ class Registry:
         if answer.status_code in fine:
             return answer
         self._refuse(answer, method, repository)
+
+    def _require_tls(self, url: str) -> None:
+        """Raise Unavailable when a registry that is spoken to by TLS sends us where there is none."""
+        if urlsplit(url).scheme == "http" and not self.insecure:
+            raise Unavailable(
+                f"registry {self.place}: asks to go on without TLS at {shown_uri(url)}: nothing was sent there",
+                tip="a proxy in front of a registry must tell it of https (X-Forwarded-Proto)",
+            )
 
     def _refuse(self, answer: requests.Response, method: str, repository: str) -> NoReturn:
         said = _said(answer)
@@ -181,6 +192,7 @@ class Registry:
             self._tokens[repository] = f"Basic {known.basic}"
         elif kind.lower() == "bearer":
             wanted = dict(cast("list[tuple[str, str]]", re.findall(r'(\w+)="([^"]*)"', rest)))
+            self._require_tls(wanted.get("realm", ""))
             query = {key: value for key, value in wanted.items() if key in {"service", "scope"}}
             basic = {"Authorization": f"Basic {known.basic}"} if known else {}
             answer = self._session.get(wanted.get("realm", ""), params=query, headers=basic, timeout=_TIMEOUT_S)

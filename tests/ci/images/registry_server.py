@@ -30,6 +30,8 @@ class RegistryServer:
         default_factory=dict[tuple[str, str], tuple[bytes, str]]
     )
     received: int = 0  # bytes of uploads
+    absolute: bool = False  # uploads go to an address with scheme and host
+    logins: list[str] = field(default_factory=list[str])  # that its realm was given
     fail: int = 0  # answer everything with this status
 
     @property
@@ -92,6 +94,7 @@ def registry_server() -> Generator[RegistryServer]:
             query = {key: values[0] for key, values in parse_qs(url.query).items()}
             given = self.headers.get("Authorization", "")
             if url.path == "/token":
+                state.logins.append(given.removeprefix("Basic "))
                 fine = given == f"Basic {BASIC}"
                 self.answer(200 if fine else 401, json.dumps({"token": TOKEN}).encode())
             elif state.login and given != {"basic": f"Basic {BASIC}", "bearer": f"Bearer {TOKEN}"}[state.login]:
@@ -121,7 +124,8 @@ def registry_server() -> Generator[RegistryServer]:
                     return self.answer(201)
                 name = uuid.uuid4().hex
                 uploads[name] = bytearray()
-                return self.answer(202, Location=f"/v2/{repository}/blobs/uploads/{name}")
+                where = f"http://{state.place}" if state.absolute else ""
+                return self.answer(202, Location=f"{where}/v2/{repository}/blobs/uploads/{name}")
             uploads[reference] += data
             state.received += len(data)
             if self.command == "PATCH":

@@ -7,8 +7,11 @@ import hashlib
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import requests
+from requests.adapters import HTTPAdapter
 
 from ci.errors import Mistake, Unavailable
 from ci.images.credentials import credentials
@@ -41,6 +44,41 @@ def test_a_blob_is_sent_once_and_shared_between_repositories(
     server.mounts = False
     assert registry.put_blob("three", digest(content), iter([content[:99], content[99:]]), len(content), mount="one")
     assert set(server.blobs) == {"team/one", "team/two", "team/three"}
+
+
+def test_a_registry_on_this_machine_is_asked_without_the_proxy(
+    server: RegistryServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    assert Registry(server.place).answers()
+
+
+class Behind(HTTPAdapter):
+    """Plays a proxy that ends TLS."""
+
+    def send(self, request: requests.PreparedRequest, *args: Any, **named: Any) -> requests.Response:
+        asked = str(request.url)
+        request.url = asked.replace("https://", "http://", 1)
+        response = super().send(request, *args, **named)
+        response.url = asked
+        return response
+
+
+@pytest.mark.parametrize("login", ["", "bearer"])
+def test_neither_layers_nor_logins_leave_tls(server: RegistryServer, tmp_path: Path, login: str) -> None:
+    # A registry behind a proxy that ends TLS and does not tell it so: its uploads and its realm are at http://.
+    server.login, server.absolute = login, True
+    log_in(tmp_path, auths={server.place: {"auth": BASIC}})
+    registry = Registry(server.place)
+    registry.insecure = False
+    registry._session.mount("https://", Behind())
+    with pytest.raises(Unavailable, match=r"asks to go on without TLS at http://127\.0\.0\.1:\d+/"):
+        registry.put_blob("one", digest(b"layer"), b"layer", 5)
+    assert server.received == 0
+    assert BASIC not in server.logins
 
 
 def test_a_manifest_is_found_by_tag_and_digest_and_checked(server: RegistryServer) -> None:
