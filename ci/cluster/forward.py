@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -30,10 +31,14 @@ def start(workspace: Workspace, access: Access, namespace: str, service: str, po
         return
     stop(workspace)
     log = workspace.logs / "forward.log"
+    # kr8s writes the client's key to a temporary file and leaves it there: to one that `stop` removes.
+    secrets = _secrets(workspace)
+    secrets.mkdir(parents=True, mode=0o700)
     command = [sys.executable, "-m", "ci.cluster.forward", str(access.kubeconfig), access.context]
     command += [namespace, service, str(port), str(local_port)]
+    env = {**os.environ, "TMPDIR": str(secrets)}
     mark, begins = processes.start(
-        command, state=workspace.state, role=ROLE, log=log, env=dict(os.environ), cwd=Path(__file__).parents[2]
+        command, state=workspace.state, role=ROLE, log=log, env=env, cwd=Path(__file__).parents[2]
     )
     processes.wait_until(lambda: not processes.port_is_free(local_port) or not processes.alive(mark), _START_S)
     if processes.port_is_free(local_port):
@@ -45,7 +50,14 @@ def start(workspace: Workspace, access: Access, namespace: str, service: str, po
 
 def stop(workspace: Workspace) -> bool:
     """End the port-forward of this workspace; tells whether there was one."""
-    return bool(processes.end(processes.owned(workspace.state, ROLE)))
+    ended = processes.end(processes.owned(workspace.state, ROLE))
+    if _secrets(workspace).exists():
+        shutil.rmtree(_secrets(workspace))
+    return ended
+
+
+def _secrets(workspace: Workspace) -> Path:
+    return workspace.state / "cluster" / "forward"
 
 
 async def _forward(kubeconfig: str, context: str, namespace: str, service: str, port: int, local_port: int) -> None:
