@@ -108,8 +108,14 @@ class Cluster:
 
         self.wait(f"version {version} alone in {environment}", settled, seconds)
 
+        shown: dict[str, Any] = {}
+
         def said() -> bool:
             row = self.row(environment)
+            word = {key: row.get(key) for key in ("version", "sync", "health", "message")}
+            if word != shown:  # pytest shows it with a failure
+                shown.update(word)
+                print(f"tumor in {environment} after {time.monotonic() - begun:.1f} s: {word}")
             return (row.get("version"), row.get("sync"), row.get("health")) == (version, "Synced", "Healthy")
 
         left = seconds - (time.monotonic() - begun)

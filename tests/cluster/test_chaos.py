@@ -1,6 +1,6 @@
 """What dies or goes away under traffic: pods, nodes that are drained, Argo CD's parts, etcd and the API server.
 
-Each test leaves the old version of tumor in staging, with its two replicas Ready.
+They leave the old version of tumor in staging, with its two replicas Ready.
 """
 
 from __future__ import annotations
@@ -62,47 +62,36 @@ def test_a_drained_node_costs_no_request(tumor: Cluster) -> None:
         load.counts().require_no_loss()
 
 
-def test_argo_cd_killed_in_the_middle_of_rollouts(tumor: Cluster) -> None:
-    """SIGKILL to each part of Argo CD while it rolls a version out, and while it rolls it back."""
+def test_argo_cd_killed_in_the_middle_of_a_rollout(tumor: Cluster) -> None:
+    """SIGKILL to each part of Argo CD: before it hears of the commit, while it syncs, and while the pods roll."""
     with tumor.traffic("staging") as load:
-        begun = time.monotonic()
-        tumor.user.wharf("promote", "tumor", "--to", "staging", "--version", str(NEW))
-        kill_pod(tumor, "argocd-application-controller")  # while it syncs, or is about to
-        tumor.wait(f"a pod of version {NEW}", lambda: _pods_of(tumor, NEW), CONVERGES_S)
-        kill_pod(tumor, "argocd-repo-server")
-        kill_pod(tumor, "argocd-redis")
-        tumor.wait_live("staging", NEW, CONVERGES_S)
-        tumor.record("promote with most of Argo CD killed: until Healthy", time.monotonic() - begun)
         begun = time.monotonic()
         kill_pod(tumor, "argocd-repo-server")
         kill_pod(tumor, "argocd-applicationset-controller")
-        tumor.user.wharf("rollback", "tumor", "--env", "staging")
-        kill_pod(tumor, "argocd-redis")
-        tumor.wait(f"a pod of version {OLD}", lambda: _pods_of(tumor, OLD), CONVERGES_S)
+        tumor.user.wharf("promote", "tumor", "--to", "staging", "--version", str(NEW))
         kill_pod(tumor, "argocd-application-controller")
-        tumor.wait_live("staging", OLD, CONVERGES_S)
-        tumor.record("rollback with all of Argo CD killed: until Healthy", time.monotonic() - begun)
+        tumor.wait(f"a pod of version {NEW}", lambda: _pods_of(tumor, NEW), CONVERGES_S)
+        kill_pod(tumor, "argocd-redis")
+        tumor.wait_live("staging", NEW, CONVERGES_S)
+        tumor.record("promote with all of Argo CD killed: until Healthy", time.monotonic() - begun)
         load.counts().require_no_loss()
 
 
-def test_etcd_and_the_api_server_killed_in_the_middle_of_rollouts(tumor: Cluster) -> None:
+def test_etcd_and_the_api_server_killed_in_the_middle_of_a_rollout(tumor: Cluster) -> None:
+    """The way back of the test before it, so that each starts from a version that is to be replaced."""
     if tumor.access.provider != "node":
+        tumor.user.wharf("rollback", "tumor", "--env", "staging")
+        tumor.wait_live("staging", OLD)
         pytest.skip(f"etcd and the API server of provider {tumor.access.provider} are not processes of this machine")
     with tumor.traffic("staging") as load:
         begun = time.monotonic()
-        tumor.user.wharf("promote", "tumor", "--to", "staging", "--version", str(NEW))
-        tumor.wait(f"a pod of version {NEW}", lambda: _pods_of(tumor, NEW), CONVERGES_S)
-        tumor.record("etcd killed: until it is Ready again", kill_part("etcd"))
-        tumor.wait(f"two pods of version {NEW}", lambda: len(_pods_of(tumor, NEW)) == 2, CONVERGES_S)
-        tumor.record("API server killed: until it is Ready again", kill_part("kube-apiserver"))
-        tumor.wait_live("staging", NEW, CONVERGES_S)
-        tumor.record("promote with etcd and the API server killed: until Healthy", time.monotonic() - begun)
-        begun = time.monotonic()
         tumor.user.wharf("rollback", "tumor", "--env", "staging")
-        kill_part("kube-apiserver")
-        kill_part("etcd")
+        tumor.wait(f"a pod of version {OLD}", lambda: _pods_of(tumor, OLD), CONVERGES_S)
+        tumor.record("etcd killed: until it is Ready again", kill_part("etcd"))
+        tumor.wait(f"two pods of version {OLD}", lambda: len(_pods_of(tumor, OLD)) == 2, CONVERGES_S)
+        tumor.record("API server killed: until it is Ready again", kill_part("kube-apiserver"))
         tumor.wait_live("staging", OLD, CONVERGES_S)
-        tumor.record("rollback with the API server and etcd killed: until Healthy", time.monotonic() - begun)
+        tumor.record("rollback with etcd and the API server killed: until Healthy", time.monotonic() - begun)
         load.counts().require_no_loss()
 
 
