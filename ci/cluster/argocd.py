@@ -17,6 +17,7 @@ from ci.cluster import access as cluster_access
 from ci.cluster import pods as pod_state
 from ci.cluster.access import Access
 from ci.cluster.kube import Kube
+from ci.cluster.nudge import nudge
 from ci.cluster.pods import UNREADY, Pod, one_line
 from ci.cluster.wanted import Key, Wanted, wanted
 from ci.errors import WharfError
@@ -72,6 +73,8 @@ def applications(workspace: Workspace) -> list[Application]:
     git = wanted(workspace)  # after the look: a commit that is pushed meanwhile must not look like an old one
     older, strange = git.behind((key, _revision(app)) for key, app in seen.applications.items())
     keys = sorted({*seen.applications, *git.folders, *git.versions})
+    without = [key for key in git.folders if key not in seen.applications]
+    nudge(kube, namespace_of(workspace), seen.applications, seen.deployments, older, without)
     return [_judge(seen, git, key, key in older, key in strange) for key in keys]
 
 
