@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -146,6 +147,21 @@ def test_settings_that_mean_nothing(
     monkeypatch.setenv(name, value)
     with pytest.raises(Mistake, match=said):
         base.ensure(access)
+
+
+def test_no_program_of_the_image_makes_anybody_root(tmp_path: Path) -> None:
+    """Runs the hook that is for it, on a folder that plays the image."""
+    root = tmp_path / "an image"
+    root.mkdir()
+    modes = {"su": 0o4755, "ssh-agent": 0o2755, "both": 0o6711, "plain": 0o755}
+    for name, mode in modes.items():
+        (root / name).touch()
+        (root / name).chmod(mode)
+    (hook,) = (hook for hook in base._hooks("tools") if "-perm" in hook)
+    subprocess.run(["sh", "-c", hook.replace("{root}", '"$1"'), "sh", str(root)], check=True)
+    assert {name: (root / name).stat().st_mode & 0o7777 for name in modes} == {
+        name: mode & 0o777 for name, mode in modes.items()
+    }
 
 
 def test_the_hooks_make_users_and_take_out_what_differs() -> None:
