@@ -158,14 +158,21 @@ class Cluster:
         text = gitcommit.read(self.origin, "refs/heads/main", path_of(environment, "tumor"))
         return parse(text, "release").version if text else None
 
-    def change_model(self, before: str, after: str) -> None:
-        """Change tumor's contract as its owner does: a commit on top of the origin's main, pushed."""
+    def change_model(self, before: str, after: str) -> bool:
+        """Change tumor's contract as its owner does: a commit on top of the origin's main, pushed.
+
+        Tells whether there was something to change: a cluster that was kept may have been through this.
+        """
         user, contract = self.user, self.user.clone / "models/tumor/model.yaml"
         user.git("pull", "--quiet", "--no-rebase", "--no-edit", "wharf", "main")
-        assert before in contract.read_text()
-        contract.write_text(contract.read_text().replace(before, after))
+        text = contract.read_text()
+        if after in text:
+            return False
+        assert before in text
+        contract.write_text(text.replace(before, after))
         user.git("commit", "--quiet", "--all", "--message", f"Change tumor to {after}")
         user.git("push", "--quiet", "wharf", "HEAD:main")
+        return True
 
     def bypass(self, message: str, changes: Mapping[str, str | None]) -> str:
         """Commit straight into the bare origin, as somebody who goes around its check; return the commit.
