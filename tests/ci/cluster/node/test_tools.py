@@ -291,7 +291,10 @@ def test_two_at_once_build_once(play: Play, capsys: pytest.CaptureFixture[str]) 
 def test_ctrl_c_ends_the_compilers_and_leaves_nothing(play: Play, tmp_path: Path) -> None:
     (play.folder / "slow").touch()
     code = "from ci.cluster.node import tools; tools.ensure(['pause'])"
-    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, start_new_session=True)
+    # A shell that runs these tests in the background has SIGINT ignored, and children would inherit that.
+    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    command = [sys.executable, "-c", code]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True, preexec_fn=heed)
     child = play.folder / "child"
     _until(lambda: child.exists() and child.read_text().strip() != "")
     pid = int(child.read_text())
