@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 
 from ci.cluster import access
-from ci.console import step
-from ci.errors import Mistake
+from ci.console import say, step
+from ci.errors import Mistake, Unavailable
 from ci.local import platform
 from ci.workspace import Workspace
 
@@ -15,11 +15,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clean", action="store_true", help="also remove .wharf and the git remote `wharf`")
     parser.add_argument("--target", choices=["local", "cluster"], default="local", help="what to stop (default: local)")
     parser.add_argument("--provider", metavar="NAME", help="of the cluster (default: the one that `up` used)")
+    parser.add_argument("--yes", action="store_true", help="do not ask before removing from a cluster elsewhere")
 
 
 def main(workspace: Workspace, options: argparse.Namespace) -> int:
     if options.target == "cluster":
-        _cluster_down(workspace, options.provider)
+        _cluster_down(workspace, options.provider, options.yes)
     elif known := access.load(workspace):
         raise Mistake(
             f"this checkout runs on a cluster ({known.provider}); stopping it removes what it holds",
@@ -37,10 +38,16 @@ def main(workspace: Workspace, options: argparse.Namespace) -> int:
     return 0
 
 
-def _cluster_down(workspace: Workspace, wanted: str | None) -> None:
+def _cluster_down(workspace: Workspace, wanted: str | None, agreed: bool) -> None:
     """Remove the cluster of this workspace, or the named provider's, also when `up` never finished."""
     from ci.cluster import provider, up
 
-    chosen = provider.choose(workspace, wanted)
+    try:
+        chosen = provider.choose(workspace, wanted, agreed=agreed)
+    except Unavailable:
+        if wanted or access.load(workspace):
+            raise
+        say("  no cluster: none was made here, and none could be")
+        return
     with step(f"take down the {chosen.name} cluster") as shown:
         shown.note = ", ".join(up.stop(workspace, chosen)) or "nothing was there"

@@ -24,15 +24,20 @@ _NO_REGISTRY = "wharf.local"
 
 @dataclass(frozen=True)
 class Existing:
-    """A cluster by its context (None: the kubeconfig's current one); `agreed`: the user was asked already."""
+    """A cluster by its context (None: the kubeconfig's current one).
+
+    `agreed`: the user said yes already. `path`: the kubeconfig of an earlier `up`; a context of that name in another
+    file may be another cluster.
+    """
 
     context: str | None = None
     agreed: bool = False
+    path: Path | None = None
     name: str = "existing"
 
     def missing(self) -> str | None:
         try:
-            _context(kubeconfig(), self.context)
+            _context(self.path or kubeconfig(), self.context)
         except Mistake as error:
             return error.lines[0]
         return None
@@ -44,11 +49,11 @@ class Existing:
         """
         from ci.cluster import kube
 
-        path = kubeconfig()
+        path = self.path or kubeconfig()
         context, server = _context(path, self.context)
         local = is_local(server)
-        if not local and not self.agreed:
-            _ask(context, server)
+        if not local and not self.agreed and self.path is None:
+            _ask(context, server, "This installs Argo CD, Argo Rollouts and MLflow into")
         found = Access(self.name, path, context, _NO_REGISTRY, _NO_REGISTRY, None)
         client = kube.connect(found)
         if not client.ready():
@@ -66,11 +71,19 @@ class Existing:
         return replace(found, registry=registry, push=push, origin=_origin(workspace, local))
 
     def down(self, workspace: Workspace) -> list[str]:
-        """Remove the platform from the cluster; the cluster is not ours, it stays."""
+        """Remove the platform from the cluster, with what MLflow holds; the cluster is not ours, it stays.
+
+        Raises Refusal when the user says no.
+        """
         from ci.cluster import access, platform
 
         known = access.load(workspace)
-        return platform.remove(workspace, known) if known else []
+        if known is None:
+            return []
+        context, server = _context(known.kubeconfig, known.context)
+        if not is_local(server) and not self.agreed:
+            _ask(context, server, "This removes Argo CD, every release, and MLflow with its runs and versions from")
+        return platform.remove(workspace, known)
 
 
 def kubeconfig() -> Path:
@@ -114,13 +127,13 @@ def is_local(server: str) -> bool:
     return address.is_loopback or address.is_unspecified or str(address) in mine
 
 
-def _ask(context: str, server: str) -> None:
+def _ask(context: str, server: str, what: str) -> None:
     if not sys.stdin.isatty():
         raise Mistake(
             f"context '{context}' ({server}) is not on this machine, and nobody can be asked here",
             tip="say so by --yes when you mean it",
         )
-    say(f"  This installs Argo CD, Argo Rollouts and MLflow into context '{context}' ({server}).")
+    say(f"  {what} context '{context}' ({server}).")
     sys.stderr.write("  Go on? [y/N] ")
     sys.stderr.flush()
     if sys.stdin.readline().strip().lower() not in {"y", "yes"}:

@@ -63,21 +63,24 @@ class Kind:
                 shown.note = _create(with_engine, kubeconfig, origin)
             _connect_registry(with_engine)
         except CommandFailed as error:
-            said = [line.strip() for line in error.stderr.splitlines() if line.strip()]
-            raise Unavailable(
-                f"{Path(error.command[0]).name}: {said[-1] if said else f'ended with code {error.code}'}",
-                tip="run the command again: what is there already is kept",
-            ) from None
+            raise _unavailable(error) from None
         return Access(self.name, kubeconfig, f"kind-{CLUSTER}", REGISTRY, f"127.0.0.1:{REGISTRY_PORT}", _ORIGIN)
 
     def down(self, workspace: Workspace) -> list[str]:
         """Remove the cluster, its registry and the kubeconfig; return it in words.
 
-        Raises Mistake when the cluster belongs to another checkout that still exists, CommandFailed.
+        Raises Mistake when the cluster belongs to another checkout that still exists, Unavailable with what kind or
+        the engine said.
         """
         with_engine = engine()
         if with_engine is None or shutil.which("kind") is None:
             return []
+        try:
+            return self._remove(workspace, with_engine)
+        except CommandFailed as error:
+            raise _unavailable(error) from None
+
+    def _remove(self, workspace: Workspace, with_engine: str) -> list[str]:
         removed: list[str] = []
         kubeconfig = workspace.state / "cluster" / "kubeconfig"
         if CLUSTER in _clusters(with_engine):
@@ -91,6 +94,14 @@ class Kind:
             run([with_engine, "rm", "--force", "--volumes", REGISTRY_CONTAINER], timeout=_UP_S)
             removed.append("its registry")
         return removed
+
+
+def _unavailable(error: CommandFailed) -> Unavailable:
+    said = [line.strip() for line in error.stderr.splitlines() if line.strip()]
+    return Unavailable(
+        f"{Path(error.command[0]).name}: {said[-1] if said else f'ended with code {error.code}'}",
+        tip="run the command again: it goes on from what is there",
+    )
 
 
 def _version() -> tuple[int, ...]:

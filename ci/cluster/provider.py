@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Protocol
 
 from ci.cluster import access
@@ -31,8 +32,8 @@ class Provider(Protocol):
         ...
 
 
-def named(name: str, *, context: str | None = None, agreed: bool = False) -> Provider:
-    """Return the provider called `name`; `context` and `agreed` are for `existing`. Raises Mistake."""
+def named(name: str, *, context: str | None = None, agreed: bool = False, path: Path | None = None) -> Provider:
+    """Return the provider called `name`; `context`, `agreed` and `path` are for `existing`. Raises Mistake."""
     if name == "node":
         from ci.cluster.node.provider import Node
 
@@ -44,7 +45,7 @@ def named(name: str, *, context: str | None = None, agreed: bool = False) -> Pro
     if name == "existing":
         from ci.cluster.existing import Existing
 
-        return Existing(context, agreed)
+        return Existing(context, agreed, path)
     raise Mistake(
         f"--provider: there is no provider '{name}'{did_you_mean(name, NAMES)}", tip=f"one of {', '.join(NAMES)}"
     )
@@ -59,15 +60,15 @@ def choose(
     it. Raises Mistake (no such provider), Unavailable (it cannot be used here, one line for each that was tried).
     """
     known = access.load(workspace)
+    path: Path | None = None
     if wanted is None and context is not None:
         wanted = "existing"
     if wanted is None and known is not None:
-        wanted = known.provider
-        context = known.context
+        wanted, context, path = known.provider, known.context, known.kubeconfig
     names = [wanted] if wanted else ["kind", "node"]
     reasons: list[str] = []
     for name in names:
-        provider = named(name, context=context, agreed=agreed)
+        provider = named(name, context=context, agreed=agreed, path=path)
         reason = provider.missing()
         if reason is None:
             return provider

@@ -98,7 +98,7 @@ def bring_up(layout: Layout, programs: dict[str, Path]) -> Addresses:
     kubectl = [str(programs["kubectl"]), f"--kubeconfig={layout.admin}"]
     with step("node") as shown:
         documents = "\n---\n".join(json.dumps(one) for one in RBAC)
-        run([*kubectl, "apply", "--server-side", "--field-manager=modelwharf", "-f", "-"], stdin=documents, timeout=60)
+        _kubectl([*kubectl, "apply", "--server-side", "--field-manager=modelwharf", "-f", "-"], documents)
         wait_node(kubectl)
         shown.note = "Ready"
     with step("a first pod"):
@@ -190,6 +190,14 @@ def snapshotter(state: Path) -> str:
     return "native" if kinds[max(kinds, key=len)] == "overlay" else "overlayfs"
 
 
+def _kubectl(command: list[str], stdin: str | None = None) -> None:
+    """Run kubectl for what must work now. Raises Unavailable with its last line."""
+    try:
+        run(command, stdin=stdin, timeout=60)
+    except (CommandFailed, subprocess.TimeoutExpired) as error:
+        raise Unavailable(f"the node's API server: {_reason(error)}", tip="run the command again") from None
+
+
 def _reason(error: CommandFailed | subprocess.TimeoutExpired) -> str:
     return (
         error.lines[-1]
@@ -247,9 +255,9 @@ def _check_pod(kubectl: list[str], image: str, seconds: float = _CHECK_S) -> Non
         said = " ".join(str(value) for one in waiting for value in one.values()) or status["phase"]
         return status["phase"] == "Running"
 
-    run(remove, timeout=60)
+    _kubectl(remove)
     try:
         if not processes.wait_until(runs, seconds, 0.3):
             raise Unavailable(f"a pod does not run on the node after {seconds:.0f} seconds: {said}")
     finally:
-        run(remove, timeout=60)
+        _kubectl(remove)

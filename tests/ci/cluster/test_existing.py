@@ -9,9 +9,10 @@ import psutil
 import pytest
 import yaml
 
-from ci.cluster import existing
+from ci.cluster import access, existing, platform, provider
 from ci.cluster.existing import Existing, is_local
 from ci.errors import Mistake, Refusal
+from ci.workspace import Workspace
 
 KUBECONFIG = {
     "apiVersion": "v1",
@@ -114,3 +115,28 @@ class _Configuration:
 @pytest.mark.parametrize(("text", "host"), [("host: localhost:5050\n", "localhost:5050"), (None, None), ("- 1", None)])
 def test_the_declared_local_registry_is_found(text: str | None, host: str | None) -> None:
     assert existing._registry_hosting(_Configuration(text)) == host
+
+
+@pytest.mark.usefixtures("kubeconfig")
+def test_what_was_brought_up_is_repaired_in_the_cluster_of_its_own_kubeconfig(
+    tmp_path: Path, kubeconfig: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = Workspace(tmp_path)
+    access.save(workspace, access.Access("existing", kubeconfig, "away", "r", "r", None))
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "another"))
+    assert provider.choose(workspace) == Existing("away", False, kubeconfig)
+
+
+@pytest.mark.usefixtures("kubeconfig")
+def test_removing_from_a_cluster_elsewhere_asks_and_says_what_goes(
+    tmp_path: Path, kubeconfig: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workspace = Workspace(tmp_path)
+    assert Existing("away").down(workspace) == [], "nothing was brought up from here"
+    access.save(workspace, access.Access("existing", kubeconfig, "away", "r", "r", None))
+    monkeypatch.setattr("sys.stdin", _Terminal("n\n"))
+    with pytest.raises(Refusal, match="context 'away' was left alone"):
+        Existing("away").down(workspace)
+    assert "MLflow with its runs and versions from context 'away'" in capsys.readouterr().err
+    monkeypatch.setattr(platform, "remove", lambda _workspace, _access: ["the platform"])
+    assert Existing("away", agreed=True).down(workspace) == ["the platform"]

@@ -37,7 +37,8 @@ case "$1 $2" in
   "create cluster") test ! -e "$DOUBLE/fails" || { echo "ERROR: failed to create cluster: no space" >&2; exit 1; }
      sed -n 's/.*hostPath: //p' "$4" > "$DOUBLE/origin"; echo modelwharf > "$DOUBLE/clusters"; echo "{}" > "$6" ;;
   "export kubeconfig") echo "{}" > "$6" ;;
-  "delete cluster") rm -f "$DOUBLE/clusters" ;;
+  "delete cluster") test ! -e "$DOUBLE/fails" || { echo "ERROR: failed to delete: busy" >&2; exit 1; }
+     rm -f "$DOUBLE/clusters" ;;
 esac
 """
 
@@ -134,6 +135,13 @@ def test_down_removes_both_and_nothing_else(double: Path, workspace: Workspace) 
     assert not kubeconfig.exists()
     assert said(double, "docker rm") == ["docker rm --force --volumes modelwharf-registry"]
     assert Kind().down(workspace) == []
+
+
+def test_what_kind_says_when_it_cannot_delete_is_one_line(double: Path, workspace: Workspace) -> None:
+    Kind().up(workspace)
+    (double / "fails").touch()
+    with pytest.raises(Unavailable, match=r"^kind: ERROR: failed to delete: busy$"):
+        Kind().down(workspace)
 
 
 def test_the_nodes_see_the_origin_read_only(tmp_path: Path) -> None:
