@@ -146,7 +146,8 @@ def offer(
                 return Offer(draft, target, commit, "main")
             return _push_branch(workspace.root, target, draft, commit, base.commit, heads, text)
         except Moved:
-            _stop_if_taken(workspace.root, target, draft)
+            if _taken(workspace.root, target, draft):
+                return Offer(draft, target, None)
             say(f"  {target.name}/main moved meanwhile; making the release again on the new one")
     raise Refusal(f"{target.name}/main moved {_ATTEMPTS} times meanwhile; nothing was pushed: run this command again")
 
@@ -221,11 +222,15 @@ def _same(root: Path, left: str, right: str) -> bool:
     return what[0] == what[1]
 
 
-def _stop_if_taken(root: Path, target: Remote, draft: Draft) -> None:
-    """Raise Refusal when the release that was to be changed is another one now."""
+def _taken(root: Path, target: Remote, draft: Draft) -> bool:
+    """Tell whether somebody else has just made this very release; raises Refusal when they made another one.
+
+    Then nothing is left to do: a rollback that were drafted anew would go back one further than anybody asked for.
+    """
     main = remote.main_of(root, target)
     now = release_at(root, main, draft.release.environment, draft.release.model)
     if now not in (draft.before, draft.release):
         where = f"{draft.release.environment}/{draft.release.model}"
         what = f"is version {now.version} now" if now else "was removed"
         raise Refusal(f"{target.name}/main moved meanwhile: {where} {what}; nothing was pushed: run this command again")
+    return now == draft.release and now != draft.before

@@ -17,6 +17,7 @@ import pytest
 from ci.errors import Refusal, Unavailable
 from ci.git import offer, remote
 from ci.promote import promote
+from ci.rollback import rollback
 from ci.shell import git
 from ci.workspace import Workspace
 from tests.ci.local_target import main_of, push, released, save, set_up, standing_of
@@ -110,6 +111,27 @@ def test_when_the_same_release_landed_meanwhile_it_is_there_already(
     made = promote(workspace, "tumor", "dev", version=1)
     assert made.summary == "dev/tumor: version 1 is already there; nothing to do"
     assert git(home, "log", "-1", "--format=%an", "main") == "Somebody Else"
+
+
+def test_two_rollbacks_at_once_go_back_one_release_and_not_two(
+    workspace: Workspace,
+    home: Path,
+    registry: RegistryDouble,
+    overtaken: list[object],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def somebody_else_rolls_back() -> None:
+        monkeypatch.setenv("GIT_AUTHOR_NAME", "Somebody Else")
+        rollback(workspace, "tumor", "dev")
+
+    registry.add("tumor", 3)
+    for version in (1, 2, 3):
+        promote(workspace, "tumor", "dev", version=version)
+    overtaken.append(somebody_else_rolls_back)
+    assert rollback(workspace, "tumor", "dev").summary == "dev/tumor: version 2 is already there; nothing to do"
+    found = released(home, "dev", "tumor")
+    assert found is not None
+    assert found.version == 2
 
 
 def test_a_main_that_never_stands_still_ends_in_words(
