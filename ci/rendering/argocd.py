@@ -317,7 +317,11 @@ def application_set(settings: Settings, environment: str) -> Manifest:
                         "path": "{{ .path.path }}",
                     },
                     "destination": {"server": settings.server},
-                    "syncPolicy": _sync(["ApplyOutOfSyncOnly=true", "FailOnSharedResource=true", "PruneLast=true"]),
+                    # Checking each object against the cluster's OpenAPI documents, twice, is most of what a sync costs;
+                    # `wharf validate` has done it before the commit. docs/adr/0006-argocd-at-scale.md has figures.
+                    "syncPolicy": _sync(
+                        ["ApplyOutOfSyncOnly=true", "FailOnSharedResource=true", "PruneLast=true", "Validate=false"]
+                    ),
                     "revisionHistoryLimit": 3,
                 },
             },

@@ -95,7 +95,7 @@ class Tuning:
     client_qps: int | None = None
     client_burst: int | None = None
     events: bool = True
-    watch_all: bool = True
+    watch_all: bool = False
 
 
 @dataclass(frozen=True)
