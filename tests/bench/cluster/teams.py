@@ -1,7 +1,7 @@
 """The other shape: one Application for all models of a team in an environment, instead of one for each model.
 
-It is not ours (docs/adr/0006-argocd-at-scale.md). To measure it, manifests lie in `gitops/rendered/dev/TEAM/MODEL/` and the
-ApplicationSet reads the folders below; such commits go around the origin's check, which would refuse them.
+It is not ours (docs/adr/0006-argocd-at-scale.md). To measure it, manifests lie in `gitops/rendered/dev/TEAM/MODEL/` and
+the ApplicationSet reads the folders below; such commits go around the origin's check, which would refuse them.
 """
 
 from __future__ import annotations
